@@ -1,0 +1,72 @@
+//! What a program uses: submit tasks, find them, wait for their ends, read their logs, cancel them; queues, agents and
+//! dead letters. Nothing here runs in the background, and no call makes a consumer.
+
+mod agents;
+mod cancel;
+mod dead;
+mod error;
+mod find;
+mod get;
+mod list;
+mod logs;
+mod queues;
+pub mod record;
+mod result;
+mod retry;
+mod submit;
+mod wait;
+
+pub use agents::{AgentView, OFFLINE_AFTER, judged};
+pub use cancel::{CancelEnd, CancelOptions, CancelOutcome};
+pub use dead::{DeadContent, DeadFilter, DeadListing, Replayed};
+pub use error::ClientError;
+pub use get::{Queued, Status, TaskView};
+pub use list::{ListCursor, ListFilter, ListItem, Listing};
+pub use logs::{LogChunk, LogCursor, LogOptions};
+pub use queues::QueueView;
+pub use record::Recorded;
+pub use submit::{Holder, Submission, SubmitError, SubmitOptions, Submitted};
+
+use jetstream::{Connection, JetStream};
+use schemas::Names;
+use schemas::stores::StoreSettings;
+
+/// A fleet, seen from outside. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Client {
+    /// The link to the server, and its news.
+    pub connection: Connection,
+    /// JetStream over it.
+    pub js: JetStream,
+    /// The fleet's names.
+    pub names: Names,
+    /// Used where a queue must be made.
+    pub stores: StoreSettings,
+}
+
+impl Client {
+    /// The fleet `names` on `connection`.
+    pub fn new(connection: Connection, names: Names) -> Self {
+        let js = JetStream::new(connection.client.clone());
+        Self { connection, js, names, stores: StoreSettings::default() }
+    }
+
+    /// The same with an operator's settings for stores and new queues.
+    pub fn with_stores(self, stores: StoreSettings) -> Self {
+        Self { stores, ..self }
+    }
+
+    /// Runs a call while the link stands: waits for it first, and gives up (`None`) as soon as it breaks, instead of
+    /// sitting out the call's own time limit.
+    async fn while_linked<T>(&self, call: impl Future<Output = T>) -> Option<T> {
+        let mut link = self.connection.link.clone();
+        let Ok(epoch) = link.wait_for(|link| link.connected).await.map(|link| link.epoch) else {
+            // Closed for good; the call says so.
+            return Some(call.await);
+        };
+        tokio::select! {
+            done = call => Some(done),
+            Ok(_) = link.wait_for(|link| !link.connected || link.epoch != epoch) => None,
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! Streams: made if missing, brought up to date, never emptied.
+
+use schemas::stores::StreamSpec;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::{ApiError, JetStream, STREAM_NAME_IN_USE, STREAM_NOT_FOUND};
+
+/// How far to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ensure {
+    /// Make what is missing; leave what exists.
+    Create,
+    /// Also bring what exists up to date, as far as no stored message is dropped by it.
+    Upgrade,
+}
+
+/// What was done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ensured {
+    /// It is new.
+    Created,
+    /// These settings were changed.
+    Updated(Vec<String>),
+    /// It was as it should be. Settings that differ but were left, because changing them would drop messages or is
+    /// impossible, are named.
+    Unchanged(Vec<String>),
+}
+
+/// What a stream holds.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct StreamState {
+    /// Messages stored.
+    pub messages: u64,
+    /// Bytes stored.
+    pub bytes: u64,
+    /// Sequence of the oldest.
+    pub first_seq: u64,
+    /// Sequence of the newest.
+    pub last_seq: u64,
+}
+
+/// Some subjects of a stream.
+#[derive(Clone, Debug, Default)]
+pub struct Subjects {
+    /// With how many messages each holds.
+    pub counts: Vec<(String, u64)>,
+    /// How many match in all; ask again from the offset behind these for the rest.
+    pub total: u64,
+}
+
+#[derive(Deserialize)]
+struct SubjectsInfo {
+    #[serde(default)]
+    total: u64,
+    state: SubjectsState,
+}
+
+#[derive(Deserialize)]
+struct SubjectsState {
+    #[serde(default)]
+    subjects: std::collections::BTreeMap<String, u64>,
+}
+
+#[derive(Deserialize)]
+struct Info {
+    config: Map<String, Value>,
+    #[serde(default)]
+    state: StreamState,
+}
+
+/// Bounds that drop messages when lowered; unlimited is 0 or -1.
+const BOUNDS: [&str; 2] = ["max_age", "max_bytes"];
+/// What the server never lets change.
+const FIXED: [&str; 2] = ["retention", "storage"];
+
+/// Lays `wanted` over `existing`. Returns what changed and what was left though it differs.
+fn overlay(existing: &mut Map<String, Value>, wanted: Map<String, Value>) -> (Vec<String>, Vec<String>) {
+    let (mut changed, mut left) = (Vec::new(), Vec::new());
+    for (name, value) in wanted {
+        let old = existing.get(&name);
+        if old == Some(&value) || (old.is_none() && matches!(value.as_i64(), Some(0 | -1))) {
+            continue;
+        }
+        let unlimited = |bound: Option<i64>| bound.is_none_or(|bound| bound <= 0);
+        let old_bound = old.and_then(Value::as_i64);
+        let lowered = BOUNDS.contains(&name.as_str())
+            && (unlimited(old_bound) || old_bound > value.as_i64())
+            && !unlimited(value.as_i64());
+        if lowered || FIXED.contains(&name.as_str()) {
+            left.push(name);
+        } else {
+            existing.insert(name.clone(), value);
+            changed.push(name);
+        }
+    }
+    (changed, left)
+}
+
+impl JetStream {
+    /// What a stream holds; `None` if there is none.
+    pub async fn stream_state(&self, stream: &str) -> Result<Option<StreamState>, ApiError> {
+        Ok(self.stream_info(stream).await?.map(|info| info.state))
+    }
+
+    /// The subjects of a stream that match `filter`, from `offset` on; the server names 100,000 at a time. No message
+    /// is read for it.
+    pub async fn subjects(&self, stream: &str, filter: &str, offset: usize) -> Result<Subjects, ApiError> {
+        let body = json!({ "subjects_filter": filter, "offset": offset });
+        let info: SubjectsInfo = self.api(&format!("STREAM.INFO.{stream}"), &body).await?;
+        Ok(Subjects { counts: info.state.subjects.into_iter().collect(), total: info.total })
+    }
+
+    async fn stream_info(&self, stream: &str) -> Result<Option<Info>, ApiError> {
+        match self.api(&format!("STREAM.INFO.{stream}"), &json!({})).await {
+            Ok(info) => Ok(Some(info)),
+            Err(error) if error.err_code() == Some(STREAM_NOT_FOUND) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes one stream so. Idempotent, and safe beside others who do the same.
+    pub async fn ensure_stream(&self, spec: &StreamSpec, how: Ensure) -> Result<Ensured, ApiError> {
+        let name = &spec.name;
+        let existing = match self.stream_info(name).await? {
+            Some(info) => info,
+            None => match self.api::<Value>(&format!("STREAM.CREATE.{name}"), spec).await {
+                Ok(_) => return Ok(Ensured::Created),
+                // Somebody else made it in between.
+                Err(error) if error.err_code() == Some(STREAM_NAME_IN_USE) => {
+                    self.stream_info(name).await?.ok_or(error)?
+                }
+                Err(error) => return Err(error),
+            },
+        };
+        if how == Ensure::Create {
+            return Ok(Ensured::Unchanged(Vec::new()));
+        }
+        let Value::Object(wanted) = serde_json::to_value(spec).expect("a spec is a plain struct") else {
+            unreachable!("a struct serializes to an object");
+        };
+        let mut config = existing.config;
+        let (changed, left) = overlay(&mut config, wanted);
+        if changed.is_empty() {
+            return Ok(Ensured::Unchanged(left));
+        }
+        self.api::<Value>(&format!("STREAM.UPDATE.{name}"), &config).await?;
+        Ok(Ensured::Updated(changed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(value: Value) -> Map<String, Value> {
+        value.as_object().unwrap().clone()
+    }
+
+    #[test]
+    fn an_upgrade_raises_bounds_and_never_lowers_them() {
+        let mut config = map(json!({"max_age": 10, "max_bytes": -1, "num_replicas": 1, "retention": "limits", "x": 1}));
+        let wanted = json!({"max_age": 20, "max_bytes": 5, "num_replicas": 3, "retention": "workqueue"});
+        let (changed, left) = overlay(&mut config, map(wanted));
+        assert_eq!(changed, ["max_age", "num_replicas"]);
+        assert_eq!(left, ["max_bytes", "retention"]);
+        assert_eq!(config["x"], 1, "what we do not manage stays");
+        let (changed, left) = overlay(&mut config, map(json!({"max_age": 10})));
+        assert_eq!((changed.len(), left.len()), (0, 1));
+    }
+
+    #[test]
+    fn an_absent_setting_is_its_default() {
+        let (changed, left) = overlay(&mut Map::new(), map(json!({"max_age": 0, "max_msg_size": -1})));
+        assert_eq!((changed.len(), left.len()), (0, 0));
+    }
+}

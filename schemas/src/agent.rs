@@ -1,0 +1,123 @@
+//! An agent's record in the registry: `shoal_agents/<id>`, put whole with every heartbeat.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{AgentId, QueueName};
+use crate::time::Timestamp;
+
+/// One member of the fleet, as it last described itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct AgentRecord {
+    /// The same over restarts.
+    pub id: AgentId,
+    /// New at every boot.
+    pub instance: String,
+    /// What kind of program.
+    pub kind: AgentKind,
+    /// Where it runs.
+    pub hostname: String,
+    /// Where it can be reached, if anywhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// Port of that address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// Version of the program.
+    pub version: String,
+    /// How it says it is.
+    pub status: AgentStatus,
+    /// Why it is not `ready`, in a sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Queues it pulls from.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub queues: Vec<QueueName>,
+    /// Free words.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// What it can run.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub runtimes: BTreeMap<String, RuntimeInfo>,
+    /// Room for attempts at once.
+    #[serde(default)]
+    pub slots: u32,
+    /// What runs now, as `<queue>.<id>`; at most 64 are named.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub running: Vec<String>,
+    /// How many run now.
+    #[serde(default)]
+    pub running_count: u32,
+    /// What is free on its machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub free: Option<Resources>,
+    /// When this instance began.
+    pub registered_at: Timestamp,
+    /// When this record was written.
+    pub last_heartbeat: Timestamp,
+    /// When the server last answered a pull, with a task or without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_fetch: Option<Timestamp>,
+    /// When the server last confirmed an ack.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_ack: Option<Timestamp>,
+}
+
+/// What kind of program an agent is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AgentKind {
+    /// A Shoal worker.
+    Worker,
+    /// Somebody else's program, registered over HTTP.
+    External,
+}
+
+/// How an agent is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AgentStatus {
+    /// Not taking work yet.
+    Starting,
+    /// Fetching work.
+    Ready,
+    /// Finishing what runs, taking nothing new.
+    Draining,
+    /// Gone.
+    Offline,
+}
+
+impl std::fmt::Display for AgentStatus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Draining => "draining",
+            Self::Offline => "offline",
+        })
+    }
+}
+
+/// What one runtime of a worker can do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RuntimeInfo {
+    /// Version of the engine behind it, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Words: `cpu_limit`, `memory_limit`, `pids_limit`, `pause`, …
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub capabilities: Vec<String>,
+}
+
+/// What is free on a machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Resources {
+    /// Idle CPU, in thousandths of a core.
+    pub cpu_millis: u64,
+    /// Memory that can be had without swapping.
+    pub memory_bytes: u64,
+    /// Space where work folders are.
+    pub disk_bytes: u64,
+}

@@ -1,0 +1,123 @@
+//! Error codes: the one table of reasons that leave the program. `docs/errors.md` is made from it.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+macro_rules! codes {
+    ($($(#[doc = $doc:literal])+ $name:ident = $word:literal, retryable: $retryable:literal;)+) => {
+        /// Why something failed. API: a code keeps its word and its meaning.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+        pub enum Code {
+            $($(#[doc = $doc])+ #[serde(rename = $word)] $name,)+
+            /// A code of a newer version, read by an older one.
+            #[serde(other, rename = "unknown")]
+            Unknown,
+        }
+
+        impl Code {
+            /// Every code of this version.
+            pub const ALL: &[Code] = &[$(Code::$name,)+];
+
+            /// The word on the wire.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$name => $word,)+
+                    Self::Unknown => "unknown",
+                }
+            }
+
+            /// Whether another attempt may help, as far as the code tells.
+            pub fn retryable(self) -> bool {
+                match self {
+                    $(Self::$name => $retryable,)+
+                    Self::Unknown => false,
+                }
+            }
+
+            /// What it means, one line.
+            pub fn meaning(self) -> &'static str {
+                match self {
+                    $(Self::$name => concat!($($doc,)+).trim_ascii(),)+
+                    Self::Unknown => "A code of a newer version.",
+                }
+            }
+        }
+    };
+}
+
+codes! {
+    /// The message is no task: wrong JSON, a wrong field, an unknown workload.
+    InvalidTask = "invalid_task", retryable: false;
+    /// The subject's queue or id has characters that are not allowed, or is too long.
+    InvalidId = "invalid_id", retryable: false;
+    /// The task was not started before its `expires_at`.
+    Expired = "expired", retryable: false;
+    /// Somebody cancelled it.
+    Cancelled = "cancelled", retryable: false;
+    /// The attempt ran longer than `timeout`.
+    TimedOut = "timed_out", retryable: true;
+    /// The attempt wrote nothing for longer than `idle_timeout`.
+    IdleTimedOut = "idle_timed_out", retryable: true;
+    /// The process or container ended with an exit code other than 0.
+    ExitedNonZero = "exited_non_zero", retryable: true;
+    /// A signal ended the process, and it was not ours.
+    KilledBySignal = "killed_by_signal", retryable: true;
+    /// The kernel killed it because it used more memory than its limit.
+    OutOfMemory = "out_of_memory", retryable: true;
+    /// It failed after starting more processes or threads than its limit.
+    TooManyProcesses = "too_many_processes", retryable: true;
+    /// There is no such program on the worker (what a shell calls exit 127).
+    CommandNotFound = "command_not_found", retryable: false;
+    /// The program cannot be executed (what a shell calls exit 126).
+    CommandNotExecutable = "command_not_executable", retryable: false;
+    /// The workload could not be started, for a reason that may pass.
+    StartFailed = "start_failed", retryable: true;
+    /// The worker does not allow this kind of workload, or has no such runtime.
+    RuntimeNotAllowed = "runtime_not_allowed", retryable: false;
+    /// The worker has no means to hold a limit that the task asks for.
+    LimitUnsupported = "limit_unsupported", retryable: false;
+    /// The handler answered with an error.
+    HandlerFailed = "handler_failed", retryable: true;
+    /// No program in the fleet answers for this handler.
+    NoHandler = "no_handler", retryable: true;
+    /// The result is larger than the worker takes.
+    ResultTooLarge = "result_too_large", retryable: false;
+    /// Too many workers were lost with this task: it may be what kills them.
+    LostTooOften = "lost_too_often", retryable: false;
+    /// A worker was lost with it, and the task asks to be started at most once.
+    WorkerLost = "worker_lost", retryable: false;
+    /// The record is unfinished but its message is gone from the stream: deleted by hand, or lost by the server.
+    MessageLost = "message_lost", retryable: false;
+    /// Something went wrong inside Shoal; the message says what.
+    Internal = "internal", retryable: true;
+}
+
+impl std::fmt::Display for Code {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl std::str::FromStr for Code {
+    type Err = std::convert::Infallible;
+    /// Never fails: what this version does not know is [`Code::Unknown`].
+    fn from_str(word: &str) -> Result<Self, Self::Err> {
+        Ok(Self::ALL.iter().copied().find(|code| code.as_str() == word).unwrap_or(Self::Unknown))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_reads_back_its_word() {
+        for code in Code::ALL {
+            let json = serde_json::to_string(code).unwrap();
+            assert_eq!(json, format!("\"{}\"", code.as_str()));
+            assert_eq!(serde_json::from_str::<Code>(&json).unwrap(), *code);
+            assert!(code.meaning().ends_with(['.', ')']), "{}", code.meaning());
+        }
+        assert_eq!(serde_json::from_str::<Code>("\"from_the_future\"").unwrap(), Code::Unknown);
+    }
+}

@@ -1,0 +1,37 @@
+//! Names of message headers. Everything of ours begins with `Shoal-`; `Nats-` belongs to the server.
+
+/// On a task: `true` starts it only if no record of its id exists.
+pub const ONCE: &str = "Shoal-Once";
+/// On a task: the submitter's own id of this submission, kept in the record as `submission`.
+pub const SUBMISSION: &str = "Shoal-Submission";
+/// On an event: the record's revision, by which a reader tells the newer of two.
+pub const REVISION: &str = "Shoal-Revision";
+/// On a record that is not terminal, so that a scan by headers finds the unfinished ones: its state.
+pub const STATE: &str = "Shoal-State";
+/// On a dead letter: the error code it was given up with.
+pub const REASON: &str = "Shoal-Reason";
+/// On a dead letter: the message of that error.
+pub const MESSAGE: &str = "Shoal-Message";
+/// On a dead letter: stream sequence of the task, which names the run.
+pub const SEQUENCE: &str = "Shoal-Sequence";
+/// On a dead letter: how many attempts were spent.
+pub const ATTEMPTS: &str = "Shoal-Attempts";
+/// On a dead letter of a message that came on a subject with no valid ids: that subject.
+pub const SUBJECT: &str = "Shoal-Subject";
+/// W3C trace context.
+pub const TRACEPARENT: &str = "traceparent";
+
+/// The server's id of a publish, for its duplicate window.
+pub const NATS_MSG_ID: &str = "Nats-Msg-Id";
+/// Compare-and-set: the sequence of the last message on this subject, 0 for none.
+pub const NATS_EXPECTED_LAST_SUBJECT_SEQUENCE: &str = "Nats-Expected-Last-Subject-Sequence";
+/// Seconds after which the server drops this message.
+pub const NATS_TTL: &str = "Nats-TTL";
+/// Why a KV marker is there: `MaxAge`, `Purge`, `Remove`.
+pub const NATS_MARKER_REASON: &str = "Nats-Marker-Reason";
+/// On a KV marker: `DEL` or `PURGE`.
+pub const KV_OPERATION: &str = "KV-Operation";
+/// On an error reply of a NATS service.
+pub const NATS_SERVICE_ERROR: &str = "Nats-Service-Error";
+/// On an error reply of a NATS service.
+pub const NATS_SERVICE_ERROR_CODE: &str = "Nats-Service-Error-Code";

@@ -1,0 +1,31 @@
+//! What travels on NATS and HTTP: wire types, subject and store names, error codes.
+//!
+//! Only data: no I/O, no clock, no decisions. Readers ignore unknown fields; [`strict`] is the door for submitters,
+//! which names every unknown field and the nearest known one.
+
+pub mod agent;
+pub mod cancel;
+pub mod code;
+pub mod dead_letter;
+pub mod header;
+pub mod ids;
+pub mod names;
+pub mod quantity;
+pub mod queue;
+pub mod record;
+pub mod schema;
+pub mod stores;
+pub mod strict;
+pub mod task;
+pub mod time;
+
+pub use agent::{AgentKind, AgentRecord, AgentStatus};
+pub use code::Code;
+pub use dead_letter::DeadLetter;
+pub use ids::{AgentId, InvalidId, QueueName, StartId, TaskId, TaskKey};
+pub use names::{Names, Prefix};
+pub use quantity::{Bytes, Cpu, Limit};
+pub use queue::QueueSettings;
+pub use record::{Attempt, Outcome, State, TaskError, TaskRecord};
+pub use task::{Task, Workload};
+pub use time::{HumanDuration, Timestamp};

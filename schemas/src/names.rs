@@ -1,0 +1,293 @@
+//! Subjects, streams and buckets of one fleet. All derive from the prefix, so that several fleets share an account.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::ids::{AgentId, InvalidId, QueueName, StartId, TaskId, TaskKey};
+
+/// The first token of every subject of one fleet.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Prefix(QueueName);
+
+impl Prefix {
+    /// The prefix as text.
+    pub fn as_str(&self) -> &str {
+        self.0.as_str()
+    }
+}
+
+impl Default for Prefix {
+    fn default() -> Self {
+        Self(QueueName::new("shoal").expect("a literal of allowed characters"))
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for Prefix {
+    type Err = InvalidId;
+    fn from_str(value: &str) -> Result<Self, InvalidId> {
+        value.parse().map(Self)
+    }
+}
+
+/// What an attempt writes log lines to; the last token of a log subject.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LogSource {
+    /// The workload's standard output.
+    Stdout,
+    /// The workload's standard error.
+    Stderr,
+    /// What Shoal itself says of this attempt: cuts, warnings.
+    System,
+}
+
+impl LogSource {
+    /// The subject token.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stdout => "stdout",
+            Self::Stderr => "stderr",
+            Self::System => "system",
+        }
+    }
+
+    /// Reads a subject token.
+    pub fn from_token(token: &str) -> Option<Self> {
+        [Self::Stdout, Self::Stderr, Self::System].into_iter().find(|s| s.as_str() == token)
+    }
+}
+
+/// Every name on the server that belongs to one fleet.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Names {
+    prefix: Prefix,
+}
+
+impl Names {
+    /// The names under `prefix`.
+    pub fn new(prefix: Prefix) -> Self {
+        Self { prefix }
+    }
+
+    /// The prefix itself.
+    pub fn prefix(&self) -> &Prefix {
+        &self.prefix
+    }
+
+    fn stream(&self, what: &str) -> String {
+        format!("{}_{what}", self.prefix.as_str().to_uppercase())
+    }
+
+    fn bucket(&self, what: &str) -> String {
+        format!("{}_{what}", self.prefix)
+    }
+
+    /// Work queue of tasks, one message per subject.
+    pub fn tasks_stream(&self) -> String {
+        self.stream("TASKS")
+    }
+
+    /// All tasks of all queues.
+    pub fn tasks_subjects(&self) -> String {
+        format!("{}.tasks.*.*", self.prefix)
+    }
+
+    /// All tasks of one queue: the filter of its consumer.
+    pub fn queue_subjects(&self, queue: &QueueName) -> String {
+        format!("{}.tasks.{queue}.*", self.prefix)
+    }
+
+    /// Where one task is published to.
+    pub fn task_subject(&self, key: &TaskKey) -> String {
+        format!("{}.tasks.{}.{}", self.prefix, key.queue, key.id)
+    }
+
+    /// A task by its id alone, whatever its queue.
+    pub fn task_subject_any_queue(&self, id: &TaskId) -> String {
+        format!("{}.tasks.*.{id}", self.prefix)
+    }
+
+    /// The queue and id tokens of a task subject as they stand, valid or not.
+    pub fn task_tokens<'a>(&self, subject: &'a str) -> Option<(&'a str, &'a str)> {
+        subject.strip_prefix(self.prefix.as_str())?.strip_prefix(".tasks.")?.split_once('.')
+    }
+
+    /// Bucket of task records.
+    pub fn records_bucket(&self) -> String {
+        self.bucket("tasks")
+    }
+
+    /// The stream below the bucket of task records.
+    pub fn records_stream(&self) -> String {
+        format!("KV_{}", self.records_bucket())
+    }
+
+    /// The subject of one task's record.
+    pub fn record_subject(&self, key: &TaskKey) -> String {
+        format!("$KV.{}.{key}", self.records_bucket())
+    }
+
+    /// The key of a record subject.
+    pub fn record_key<'a>(&self, subject: &'a str) -> Option<&'a str> {
+        subject.strip_prefix("$KV.")?.strip_prefix(self.prefix.as_str())?.strip_prefix("_tasks.")
+    }
+
+    /// Core subject on which a task's record is told after each write.
+    pub fn event_subject(&self, key: &TaskKey) -> String {
+        format!("{}.events.tasks.{key}", self.prefix)
+    }
+
+    /// Core subject on which a superseded end is told.
+    pub fn superseded_subject(&self, key: &TaskKey) -> String {
+        format!("{}.events.superseded.{key}", self.prefix)
+    }
+
+    /// Core subject on which changed settings of a queue are told.
+    pub fn queue_event_subject(&self, queue: &QueueName) -> String {
+        format!("{}.events.queues.{queue}", self.prefix)
+    }
+
+    /// Core request to whoever runs the task.
+    pub fn cancel_subject(&self, key: &TaskKey) -> String {
+        format!("{}.cancel.{key}", self.prefix)
+    }
+
+    /// Core request that a worker drain: `shoal.control.<agent>.drain`.
+    pub fn drain_subject(&self, agent: &AgentId) -> String {
+        format!("{}.control.{agent}.drain", self.prefix)
+    }
+
+    /// Stream of log lines.
+    pub fn logs_stream(&self) -> String {
+        self.stream("LOGS")
+    }
+
+    /// All log lines of all tasks.
+    pub fn logs_subjects(&self) -> String {
+        format!("{}.logs.>", self.prefix)
+    }
+
+    /// All log lines of one task, whatever attempt.
+    pub fn task_logs_subjects(&self, key: &TaskKey) -> String {
+        format!("{}.logs.{key}.*.*", self.prefix)
+    }
+
+    /// Log lines of one start from one source.
+    pub fn log_subject(&self, key: &TaskKey, start: &StartId, source: LogSource) -> String {
+        format!("{}.logs.{key}.{start}.{}", self.prefix, source.as_str())
+    }
+
+    /// Start id and source of a log subject.
+    pub fn log_tokens(&self, subject: &str) -> Option<(StartId, LogSource)> {
+        let mut tokens = subject.rsplit('.');
+        let source = LogSource::from_token(tokens.next()?)?;
+        Some((StartId::new(tokens.next()?).ok()?, source))
+    }
+
+    /// Object store of artifacts and large results.
+    pub fn artifacts_bucket(&self) -> String {
+        self.bucket("artifacts")
+    }
+
+    /// Name of one artifact in that store.
+    pub fn artifact_name(&self, key: &TaskKey, start: &StartId, path: &str) -> String {
+        format!("{}/{}/{start}/{path}", key.queue, key.id)
+    }
+
+    /// Stream of dead letters.
+    pub fn dead_stream(&self) -> String {
+        self.stream("DEAD")
+    }
+
+    /// All dead letters. Deeper than two tokens, because a message on a malformed subject ends here too.
+    pub fn dead_subjects(&self) -> String {
+        format!("{}.dead.>", self.prefix)
+    }
+
+    /// Dead letters of one task.
+    pub fn dead_subject(&self, key: &TaskKey) -> String {
+        self.dead_subject_raw(key.queue.as_str(), key.id.as_str())
+    }
+
+    /// The same for tokens that are no valid ids.
+    pub fn dead_subject_raw(&self, queue: &str, id: &str) -> String {
+        format!("{}.dead.{queue}.{id}", self.prefix)
+    }
+
+    /// The queue and id tokens of a dead letter's subject.
+    pub fn dead_tokens<'a>(&self, subject: &'a str) -> Option<(&'a str, &'a str)> {
+        subject.strip_prefix(self.prefix.as_str())?.strip_prefix(".dead.")?.split_once('.')
+    }
+
+    /// Bucket of agents: the registry.
+    pub fn agents_bucket(&self) -> String {
+        self.bucket("agents")
+    }
+
+    /// The subject of one agent's record.
+    pub fn agent_subject(&self, agent: &AgentId) -> String {
+        format!("$KV.{}.{agent}", self.agents_bucket())
+    }
+
+    /// Bucket of queue settings.
+    pub fn queues_bucket(&self) -> String {
+        self.bucket("queues")
+    }
+
+    /// The subject of one queue's settings.
+    pub fn queue_subject(&self, queue: &QueueName) -> String {
+        format!("$KV.{}.{queue}", self.queues_bucket())
+    }
+
+    /// Core subject of a NATS service that handles `call` workloads named `handler`.
+    pub fn handler_subject(&self, handler: &str) -> String {
+        format!("{}.handlers.{handler}", self.prefix)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_the_design() {
+        let names = Names::default();
+        let key: TaskKey = "default.order-42".parse().unwrap();
+        let start = StartId::new("k3v9x2").unwrap();
+        assert_eq!(names.tasks_stream(), "SHOAL_TASKS");
+        assert_eq!(names.tasks_subjects(), "shoal.tasks.*.*");
+        assert_eq!(names.task_subject(&key), "shoal.tasks.default.order-42");
+        assert_eq!(names.record_subject(&key), "$KV.shoal_tasks.default.order-42");
+        assert_eq!(names.event_subject(&key), "shoal.events.tasks.default.order-42");
+        assert_eq!(names.cancel_subject(&key), "shoal.cancel.default.order-42");
+        assert_eq!(names.log_subject(&key, &start, LogSource::Stdout), "shoal.logs.default.order-42.k3v9x2.stdout");
+        assert_eq!(names.dead_subject(&key), "shoal.dead.default.order-42");
+        assert_eq!(names.artifact_name(&key, &start, "out/a.txt"), "default/order-42/k3v9x2/out/a.txt");
+    }
+
+    #[test]
+    fn names_of_two_prefixes_share_nothing() {
+        let (a, b) = (Names::default(), Names::new("other".parse().unwrap()));
+        assert_ne!(a.tasks_stream(), b.tasks_stream());
+        assert_ne!(a.tasks_subjects(), b.tasks_subjects());
+        assert_ne!(a.records_bucket(), b.records_bucket());
+        assert!(b.task_tokens(&a.task_subject(&"q.i".parse().unwrap())).is_none());
+    }
+
+    #[test]
+    fn tokens_read_back_what_subjects_print() {
+        let names = Names::default();
+        let key: TaskKey = "q.a-1".parse().unwrap();
+        assert_eq!(names.task_tokens(&names.task_subject(&key)), Some(("q", "a-1")));
+        assert_eq!(names.record_key(&names.record_subject(&key)), Some("q.a-1"));
+        assert_eq!(names.dead_tokens("shoal.dead.q.a:b"), Some(("q", "a:b")));
+        let start = StartId::new("k3").unwrap();
+        let subject = names.log_subject(&key, &start, LogSource::System);
+        assert_eq!(names.log_tokens(&subject), Some((start, LogSource::System)));
+    }
+}

@@ -1,0 +1,67 @@
+//! Settings of one queue: `shoal_queues/<queue>`.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::quantity::Limit;
+use crate::task::RetryPolicy;
+use crate::time::{HumanDuration, Timestamp};
+
+/// What is set for a queue. The cap and the pause act on the server (the queue's consumer); this is their memory.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct QueueSettings {
+    /// Most tasks handed out at once, over the whole fleet; retries waiting for their time count too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cap: Option<u32>,
+    /// Nothing is handed out before this moment.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub paused_until: Option<Timestamp>,
+    /// What a holder cut off from the server does with its running workload.
+    #[serde(skip_serializing_if = "OnDisconnect::is_stop")]
+    pub on_disconnect: OnDisconnect,
+    /// Used where a task says nothing.
+    #[serde(skip_serializing_if = "QueueDefaults::is_empty")]
+    pub defaults: QueueDefaults,
+}
+
+/// What happens to a running workload whose lease cannot be renewed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnDisconnect {
+    /// It is stopped before another worker may start it.
+    #[default]
+    Stop,
+    /// It goes on; a returning holder claims again before anything else, and may find itself superseded.
+    Continue,
+}
+
+impl OnDisconnect {
+    fn is_stop(&self) -> bool {
+        *self == Self::Stop
+    }
+}
+
+/// A queue's own defaults.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct QueueDefaults {
+    /// As in a task.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Limit<HumanDuration>>,
+    /// As in a task.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle_timeout: Option<HumanDuration>,
+    /// As in a task.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry: Option<RetryPolicy>,
+    /// As in a task.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stop_grace: Option<HumanDuration>,
+}
+
+impl QueueDefaults {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}

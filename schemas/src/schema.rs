@@ -1,0 +1,20 @@
+//! JSON Schemas of everything on the wire, kept in `schemas/json/` and checked by a test.
+
+use schemars::{Schema, schema_for};
+
+use crate::{AgentRecord, DeadLetter, QueueSettings, Task, TaskRecord, cancel};
+
+/// File name and schema of every message.
+pub fn all() -> Vec<(&'static str, Schema)> {
+    vec![
+        ("task.json", schema_for!(Task)),
+        ("task_record.json", schema_for!(TaskRecord)),
+        ("agent_record.json", schema_for!(AgentRecord)),
+        ("queue_settings.json", schema_for!(QueueSettings)),
+        ("dead_letter.json", schema_for!(DeadLetter)),
+        ("cancel_request.json", schema_for!(cancel::CancelRequest)),
+        ("cancel_reply.json", schema_for!(cancel::CancelReply)),
+        ("drain_request.json", schema_for!(cancel::DrainRequest)),
+        ("drain_reply.json", schema_for!(cancel::DrainReply)),
+    ]
+}

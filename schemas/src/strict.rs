@@ -1,0 +1,244 @@
+//! The door for submitters: every unknown field is an error that names the nearest known one.
+
+use std::sync::LazyLock;
+
+use schemars::schema_for;
+use serde_json::{Map, Value};
+
+use crate::queue::QueueSettings;
+use crate::task::Task;
+
+/// Why a message is no task: which field, what it holds, what is allowed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}{problem}", if field.is_empty() { String::new() } else { format!("field `{field}`: ") })]
+pub struct InvalidTask {
+    /// Path of the field, empty for the whole message.
+    pub field: String,
+    /// The sentence.
+    pub problem: String,
+}
+
+impl InvalidTask {
+    pub(crate) fn value(field: &str, value: &str, allowed: &str) -> Self {
+        let shown: String = value.chars().take(64).collect();
+        Self { field: field.into(), problem: format!("`{shown}` is not allowed; allowed is {allowed}") }
+    }
+
+    pub(crate) fn undecodable(error: &serde_json::Error) -> Self {
+        // serde repeats the offending text; a hostile one may be a megabyte.
+        let problem: String = error.to_string().chars().take(500).collect();
+        Self { field: String::new(), problem }
+    }
+
+    fn unknown(path: &str, name: &str, known: &[&str]) -> Self {
+        let nearest = known
+            .iter()
+            .map(|candidate| (strsim::damerau_levenshtein(name, candidate), *candidate))
+            .filter(|(distance, candidate)| *distance <= 1 + candidate.len() / 3)
+            .min();
+        let hint = match nearest {
+            Some((_, nearest)) => format!("did you mean `{nearest}`?"),
+            None => format!("known are {}", known.join(", ")),
+        };
+        let name: String = name.chars().take(64).collect();
+        Self { field: join(path, &name), problem: format!("unknown field; {hint}") }
+    }
+}
+
+fn join(path: &str, name: &str) -> String {
+    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
+}
+
+static TASK: LazyLock<Value> = LazyLock::new(|| schema_for!(Task).to_value());
+static QUEUE: LazyLock<Value> = LazyLock::new(|| schema_for!(QueueSettings).to_value());
+
+/// Reads a task as a submitter's: nothing unknown, nothing wrong.
+pub fn task(value: &Value) -> Result<Task, InvalidTask> {
+    let task: Task = checked(&TASK, value)?;
+    task.check()?;
+    Ok(task)
+}
+
+/// Reads queue settings the same way.
+pub fn queue_settings(value: &Value) -> Result<QueueSettings, InvalidTask> {
+    checked(&QUEUE, value)
+}
+
+fn checked<T: serde::de::DeserializeOwned>(schema: &Value, value: &Value) -> Result<T, InvalidTask> {
+    walk(schema, schema, value, "")?;
+    serde_json::from_value(value.clone()).map_err(|error| InvalidTask::undecodable(&error))
+}
+
+/// Follows `value` along `schema` and stops at the first field or value that has no place there.
+fn walk(root: &Value, schema: &Value, value: &Value, path: &str) -> Result<(), InvalidTask> {
+    let schemas = resolve(root, schema, value, path)?;
+    match value {
+        Value::Object(fields) => walk_object(root, &schemas, fields, path),
+        Value::Array(items) => {
+            let Some(item) = schemas.iter().find_map(|schema| schema.get("items")) else {
+                return mismatch(&schemas, value, path);
+            };
+            items.iter().enumerate().try_for_each(|(i, value)| walk(root, item, value, &format!("{path}[{i}]")))
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => mismatch(&schemas, value, path),
+    }
+}
+
+fn walk_object(root: &Value, schemas: &[&Value], fields: &Map<String, Value>, path: &str) -> Result<(), InvalidTask> {
+    let properties: Map<String, Value> = schemas
+        .iter()
+        .filter_map(|schema| schema.get("properties")?.as_object())
+        .flat_map(|properties| properties.iter().map(|(name, schema)| (name.clone(), schema.clone())))
+        .collect();
+    let others = schemas.iter().find_map(|schema| schema.get("additionalProperties").filter(|s| s.is_object()));
+    if properties.is_empty() && others.is_none() {
+        return mismatch(schemas, &Value::Object(fields.clone()), path);
+    }
+    for (name, value) in fields {
+        match properties.get(name).or(others) {
+            Some(schema) => walk(root, schema, value, &join(path, name))?,
+            None => {
+                let known: Vec<&str> = properties.keys().map(String::as_str).collect();
+                return Err(InvalidTask::unknown(path, name, &known));
+            }
+        }
+    }
+    let required = schemas.iter().filter_map(|schema| schema.get("required")?.as_array()).flatten();
+    for name in required.filter_map(Value::as_str) {
+        if !fields.contains_key(name) {
+            return Err(InvalidTask { field: join(path, name), problem: "is required and missing".into() });
+        }
+    }
+    Ok(())
+}
+
+/// The schemas that hold for `value` at once: references followed, the variant of a tagged enum chosen.
+fn resolve<'a>(root: &'a Value, schema: &'a Value, value: &Value, path: &str) -> Result<Vec<&'a Value>, InvalidTask> {
+    let mut found = vec![schema];
+    if let Some(target) = schema.get("$ref").and_then(Value::as_str).and_then(|target| target.strip_prefix('#')) {
+        let target = root.pointer(target).expect("a generated schema refers only to its own definitions");
+        found.extend(resolve(root, target, value, path)?);
+    }
+    if let Some(variants) = schema.get("oneOf").and_then(Value::as_array) {
+        let tag = |variant: &'a Value| variant.pointer("/properties/kind/const").and_then(Value::as_str);
+        let kinds: Vec<&str> = variants.iter().filter_map(tag).collect();
+        if !kinds.is_empty() {
+            let kind = value.get("kind").and_then(Value::as_str).unwrap_or_default();
+            match variants.iter().find(|variant| tag(variant) == Some(kind)) {
+                Some(variant) => found.extend(resolve(root, variant, value, path)?),
+                None if value.is_object() => {
+                    return Err(InvalidTask::value(&join(path, "kind"), kind, &kinds.join(", ")));
+                }
+                None => {}
+            }
+        }
+    }
+    // An optional field is `anyOf` its schema and null.
+    if let Some(variants) = schema.get("anyOf").and_then(Value::as_array) {
+        let null = |variant: &&Value| variant.get("type").and_then(Value::as_str) == Some("null");
+        for variant in variants.iter().filter(|variant| !null(variant)) {
+            found.extend(resolve(root, variant, value, path)?);
+        }
+    }
+    Ok(found)
+}
+
+/// Refuses a value whose JSON type none of `schemas` takes. Words and formats are left to the types.
+fn mismatch(schemas: &[&Value], value: &Value, path: &str) -> Result<(), InvalidTask> {
+    let mut types: Vec<&str> = Vec::new();
+    for schema in schemas {
+        match schema.get("type") {
+            Some(Value::String(one)) => types.push(one),
+            Some(Value::Array(many)) => types.extend(many.iter().filter_map(Value::as_str)),
+            _ => {}
+        }
+        let words = schema.get("enum").and_then(Value::as_array);
+        let consts = schema.get("oneOf").and_then(Value::as_array);
+        let words: Vec<&str> = words
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .chain(consts.into_iter().flatten().filter_map(|variant| variant.get("const")?.as_str()))
+            .collect();
+        if let (Some(word), false) = (value.as_str(), words.is_empty())
+            && !words.contains(&word)
+        {
+            return Err(InvalidTask::value(path, word, &words.join(", ")));
+        }
+    }
+    let takes = |wanted: &str| match wanted {
+        "string" => value.is_string(),
+        "integer" => value.is_i64() || value.is_u64(),
+        "number" => value.is_number(),
+        "boolean" => value.is_boolean(),
+        "array" => value.is_array(),
+        "object" => value.is_object(),
+        "null" => value.is_null(),
+        _ => true,
+    };
+    if types.is_empty() || types.iter().any(|wanted| takes(wanted)) {
+        return Ok(());
+    }
+    Err(InvalidTask::value(path, &value.to_string(), &types.join(" or ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn an_unknown_field_names_the_nearest_known_one() {
+        for (value, field, hint) in [
+            (json!({"workload":{"kind":"call","handler":"noop"},"timeot":"1s"}), "timeot", "`timeout`"),
+            (json!({"workload":{"kind":"call","handlr":"noop"}}), "workload.handlr", "`handler`"),
+            (
+                json!({"workload":{"kind":"call","handler":"noop"},"retry":{"max_attemps":2}}),
+                "retry.max_attemps",
+                "`max_attempts`",
+            ),
+            (
+                json!({"workload":{"kind":"call","handler":"noop"},"retry":{"backoff":{"initail":"1s"}}}),
+                "retry.backoff.initail",
+                "`initial`",
+            ),
+            (json!({"workload":{"kind":"call","handler":"noop"},"zzzzzzzz":1}), "zzzzzzzz", "known are"),
+        ] {
+            let error = task(&value).unwrap_err();
+            assert_eq!(error.field, field);
+            assert!(error.problem.contains(hint), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_value_is_named_with_what_is_allowed() {
+        for (value, words) in [
+            (json!({}), vec!["workload", "required"]),
+            (json!([]), vec!["object"]),
+            (json!({"workload":{"kind":"proces","command":["a"]}}), vec!["workload.kind", "proces", "process"]),
+            (json!({"workload":{"kind":"process","command":"date"}}), vec!["workload.command", "array"]),
+            (json!({"workload":{"kind":"process","command":[1]}}), vec!["workload.command[0]", "string"]),
+            (json!({"workload":{"kind":"call","handler":"a"},"timeout":"soon"}), vec!["soon", "1h30m"]),
+            (json!({"workload":{"kind":"call","handler":"a"},"on_lost":"maybe"}), vec!["on_lost", "fail"]),
+            (json!({"workload":{"kind":"call","handler":"a"},"retry":{"max_attempts":0}}), vec!["nonzero"]),
+        ] {
+            let error = task(&value).unwrap_err().to_string();
+            assert!(words.iter().all(|word| error.contains(word)), "{error}");
+        }
+    }
+
+    #[test]
+    fn every_field_of_a_full_task_passes() {
+        let value = json!({
+            "workload": {"kind": "process", "command": ["sh", "-c", "true"], "env": {"A": "b"}, "stdin": "x"},
+            "timeout": "30m", "idle_timeout": "1m", "expires_at": "2026-11-20T10:00:00Z",
+            "retry": {"max_attempts": 3, "backoff": {"initial": "1s", "factor": 2.0, "max": "5m", "jitter": "none"},
+                      "never_on_codes": ["timed_out"], "never_on_exit_codes": [2]},
+            "on_lost": "retry", "stop_grace": "5s", "labels": {"team": "a"},
+            "limits": {"cpu": "500m", "memory": "256Mi", "pids": 64, "logs": "unlimited"},
+            "artifacts": ["out/**"],
+        });
+        let read = task(&value).unwrap();
+        assert_eq!(read.retry.as_ref().unwrap().max_attempts.get(), 3);
+    }
+}

@@ -1,0 +1,51 @@
+//! Shoal: a worker fleet on NATS JetStream. One binary is the worker, the dispatcher and the client.
+//!
+//! Arguments -> telemetry -> run -> exit code. stdout is data, stderr is talk.
+
+mod cli;
+mod config;
+mod exit;
+mod nats_server;
+mod output;
+mod stop;
+mod telemetry;
+mod up;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // The process runtime starts this program once more as the guard of a job: before anything else is set up.
+    if std::env::args_os().nth(1).is_some_and(|first| first == "__guard") {
+        return worker::guard_main();
+    }
+    // Both TLS users of this program (NATS now, HTTP later) take the process's default.
+    rustls::crypto::ring::default_provider().install_default().expect("nothing installed one before");
+
+    let invocation = match config::parse(std::env::args_os()) {
+        Ok(invocation) => invocation,
+        Err(refusal) => return refusal.print(),
+    };
+    telemetry::start(&invocation.cli);
+    let runtime = if invocation.cli.command.is_role() {
+        tokio::runtime::Builder::new_multi_thread().enable_all().build()
+    } else {
+        tokio::runtime::Builder::new_current_thread().enable_all().build()
+    };
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            output::talk(format_args!("error: cannot start: {error}"));
+            return exit::FAILED.into();
+        }
+    };
+    let ended = runtime.block_on(cli::run(invocation));
+    // A read of stdin that nobody waits for any more must not hold the exit.
+    runtime.shutdown_background();
+    match ended {
+        Ok(code) => code.into(),
+        Err(error) => {
+            output::talk(format_args!("{}", output::chain(&error)));
+            error.exit().into()
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! What follows the end of an attempt, or of a run that never started: the record, and after it everything else.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use schemas::record::TaskRecord;
+use schemas::{Code, State, TaskError, TaskKey, Timestamp};
+
+use crate::attempt::fence::{Ahead, Fence, Written};
+use crate::attempt::phase::{Event, Phase};
+use crate::attempt::runner::{Plan, Runner};
+use crate::attempt::workload::{self, Done};
+use crate::fail;
+use crate::nats::delivery::{Verdict, tell};
+use crate::nats::lease::Hold;
+use crate::nats::store::Letter;
+use crate::settle::{Settlement, outcome, settle};
+use crate::worker::new_start_id;
+
+impl Runner<'_> {
+    /// The workload is gone: decide, record, tell, and say how to settle.
+    pub(super) async fn ended(&mut self, plan: Plan, mut fence: Fence, phase: Phase, done: Done) -> Option<Verdict> {
+        let Phase::Over(end) = phase.next(Event::Ended(done.end)) else {
+            unreachable!("an ended attempt is over");
+        };
+        let settlement = settle(&end, plan.number, &plan.policy, plan.task.on_lost, rand::random());
+        let now = Timestamp::now();
+        let waited = self.delivery.received.elapsed().as_millis() as i64;
+        let pulled = Timestamp::from_millis(now.as_millis() - waited);
+        let usage = workload::usage(done.exit.as_ref());
+        {
+            let attempt = fence.attempt();
+            attempt.outcome = outcome(&end);
+            attempt.phases.started = done.started.or(attempt.phases.started);
+            attempt.phases.ended = done.exit.map(|_| now);
+            // Of a call both are the same moment, and a no-op's record is to be small.
+            attempt.phases.pulled = done.exit.map(|_| pulled);
+            attempt.usage = usage;
+            if let Some(exit) = done.exit {
+                attempt.exit_code = exit.code;
+                attempt.signal = exit.signal;
+                attempt.oom = exit.oom;
+            }
+        }
+        fence.record.artifacts.extend(done.artifacts);
+        fence.record.warnings.extend(done.warnings);
+        fence.bound();
+        fence.record.ended_at = Some(now);
+        let (state, point) = match &settlement {
+            Settlement::Succeed => {
+                fence.record.result = done.result;
+                (State::Succeeded, "after_end_record")
+            }
+            Settlement::Retry { after, error } => {
+                fence.attempt().error = Some(error.clone());
+                fence.record.retry_at = Some(now.plus(*after));
+                (State::Retrying, "after_retry_record")
+            }
+            Settlement::Fail(error) => {
+                fence.attempt().error = Some(error.clone());
+                fence.record.error = Some(error.clone());
+                (State::Failed, "after_end_record")
+            }
+            Settlement::Cancel => {
+                let reason = fence.record.cancel.as_ref().and_then(|cancel| cancel.reason.clone());
+                let message = reason.unwrap_or_else(|| "cancelled on request".into());
+                fence.record.error = Some(TaskError::new(Code::Cancelled, message));
+                (State::Cancelled, "after_end_record")
+            }
+            Settlement::HandBack => {
+                fence.attempt().number = None;
+                fence.record.retry_at = Some(now);
+                (State::Retrying, "after_handback_record")
+            }
+            Settlement::Lose(error) => {
+                fence.attempt().number = None;
+                fence.record.error = Some(error.clone());
+                (State::Lost, "after_end_record")
+            }
+            Settlement::Leave => return Box::pin(self.leave(&plan, &fence)).await,
+        };
+        if !state.is_terminal() {
+            fence.record.ended_at = None;
+        }
+        fence.record.state = state;
+        fence.trim();
+        fail::point("before_end_record");
+        // An end is worth recording for as long as this worker lives: the fence keeps it from being applied twice.
+        let stop_now = &self.worker.stop_now;
+        let (revision, body) = match fence.write(|| !stop_now.is_cancelled()).await {
+            Written::Yes { revision, body } => (revision, body),
+            Written::Superseded => {
+                self.superseded(&plan, &fence).await;
+                return None;
+            }
+            Written::Ended(record) => {
+                self.superseded(&plan, &fence).await;
+                let revision = 0;
+                return Box::pin(self.repair(&plan.key, revision, &record)).await;
+            }
+            Written::GaveUp => return None,
+        };
+        fail::point(point);
+        if let Settlement::Fail(error) = &settlement {
+            let key = &plan.key;
+            if !Box::pin(self.bury((key.queue.as_str(), key.id.as_str()), fence.record.spent(), error)).await {
+                return None;
+            }
+            fail::point("after_dead_letter");
+        }
+        self.worker.store.tell(&plan.key, revision, body).await;
+        fail::point("after_event");
+        Some(match settlement {
+            Settlement::Succeed | Settlement::Cancel | Settlement::Lose(_) | Settlement::Leave => Verdict::Ack,
+            Settlement::Retry { after, .. } => Verdict::Nak(after),
+            Settlement::HandBack => Verdict::Nak(Duration::ZERO),
+            Settlement::Fail(error) => Verdict::Term(error.code.to_string()),
+        })
+    }
+
+    /// The right to this run is lost. Nothing is written; if somebody else is ahead, that is told.
+    pub(super) async fn leave(&self, plan: &Plan, fence: &Fence) -> Option<Verdict> {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while Instant::now() < deadline && !self.worker.stop_now.is_cancelled() {
+            match fence.ahead().await {
+                Some(Ahead::AnotherStart) => {
+                    self.superseded(plan, fence).await;
+                    return None;
+                }
+                // Its end stands, so an ack takes nothing from anybody.
+                Some(Ahead::AnEnd) => {
+                    self.superseded(plan, fence).await;
+                    return Some(Verdict::Ack);
+                }
+                Some(Ahead::Nobody) => break,
+                None => tokio::time::sleep(Duration::from_secs(1)).await,
+            }
+        }
+        tracing::warn!(task = %plan.key, start = %plan.start, "lease lost; left to be delivered again");
+        None
+    }
+
+    /// Says that an end of ours is not applied.
+    pub(super) async fn superseded(&self, plan: &Plan, fence: &Fence) {
+        tracing::warn!(task = %plan.key, start = %plan.start, "superseded: another start or end of this run stands");
+        let body = serde_json::to_vec(&fence.record).expect("a record is plain data");
+        self.worker.store.tell_superseded(&plan.key, body.into()).await;
+    }
+
+    /// Ends a run that does not start: record, dead letter where it failed, event.
+    pub(super) async fn end_unstarted(
+        &mut self,
+        key: &TaskKey,
+        revision: u64,
+        mut record: TaskRecord,
+        state: State,
+        error: Option<TaskError>,
+    ) -> Option<Verdict> {
+        record.state = state;
+        record.retry_at = None;
+        record.error = error.clone();
+        record.ended_at = Some(Timestamp::now());
+        // A start id of its own makes the fence tell our write from another's; it is no start of the workload.
+        let start = new_start_id();
+        let mut fence = Fence::new(&self.worker.store, key, &start, revision, record);
+        fail::point("before_end_record");
+        let lease = &self.lease;
+        match fence.write(|| lease.state() == Hold::Held).await {
+            Written::Yes { revision, body } => {
+                fail::point("after_end_record");
+                if let (State::Failed, Some(error)) = (state, &error) {
+                    let tokens = (key.queue.as_str(), key.id.as_str());
+                    if !self.bury(tokens, fence.record.spent(), error).await {
+                        return None;
+                    }
+                    fail::point("after_dead_letter");
+                }
+                self.worker.store.tell(key, revision, body).await;
+                fail::point("after_event");
+                Some(match (state, error) {
+                    (State::Failed, Some(error)) => Verdict::Term(error.code.to_string()),
+                    _ => Verdict::Ack,
+                })
+            }
+            Written::Ended(record) => self.repair(key, 0, &record).await,
+            // Somebody runs it, or will: the next delivery judges again.
+            Written::Superseded | Written::GaveUp => None,
+        }
+    }
+
+    /// This run is finished: write what may be missing behind its record.
+    pub(super) async fn repair(&mut self, key: &TaskKey, revision: u64, record: &TaskRecord) -> Option<Verdict> {
+        if let (State::Failed, Some(error)) = (record.state, &record.error) {
+            let tokens = (key.queue.as_str(), key.id.as_str());
+            let there = self.worker.store.has_letter(tokens, record.sequence).await;
+            match there {
+                Ok(true) => {}
+                Ok(false) if self.bury(tokens, record.spent(), error).await => {}
+                Ok(false) | Err(_) => return None,
+            }
+        }
+        if revision > 0 {
+            self.tell_record(key, revision, record).await;
+        }
+        Some(Verdict::Ack)
+    }
+
+    pub(super) async fn tell_record(&self, key: &TaskKey, revision: u64, record: &TaskRecord) {
+        let body = serde_json::to_vec(record).expect("a record is plain data");
+        self.worker.store.tell(key, revision, body.into()).await;
+    }
+
+    pub(super) async fn bury(&self, tokens: (&str, &str), attempts: u32, error: &TaskError) -> bool {
+        let letter = Letter {
+            tokens,
+            subject: &self.delivery.subject,
+            sequence: self.delivery.sequence,
+            attempts,
+            error,
+            headers: &self.delivery.headers,
+            payload: &self.delivery.payload,
+        };
+        self.worker.store.bury(&letter, || self.lease.state() != Hold::Held).await
+    }
+
+    /// Tells the server. What it does not hear costs one more delivery, which finds the record.
+    pub(super) async fn tell(&self, verdict: Verdict) {
+        let Some(reply) = self.lease.reply() else { return };
+        let js = &self.worker.js;
+        if let Verdict::Nak(_) = verdict {
+            // A nak is matched by sequence alone: behind a dropped connection or a lost lease it would hit whoever holds
+            // the task now.
+            let connects = js.client().statistics().connects.load(Ordering::Relaxed);
+            if connects != self.delivery.epoch || self.lease.state() != Hold::Held {
+                return;
+            }
+        }
+        for _ in 0..2 {
+            match tell(js, &reply, &verdict).await {
+                Ok(()) => return self.worker.pulse.acked(),
+                Err(error) => tracing::debug!(%reply, ?verdict, %error, "settlement not confirmed"),
+            }
+            if matches!(verdict, Verdict::Nak(_)) || self.worker.stop_now.is_cancelled() {
+                return;
+            }
+        }
+    }
+}
+
+/// The error of a run that ends without a start.
+pub(super) fn ending_error(state: State) -> Option<TaskError> {
+    match state {
+        State::Cancelled => Some(TaskError::new(Code::Cancelled, "cancelled on request")),
+        State::Expired => Some(TaskError::new(Code::Expired, "not started before its `expires_at`")),
+        State::Lost => {
+            let message = "a worker was lost with it, and it asks to be started at most once";
+            Some(TaskError::new(Code::WorkerLost, message))
+        }
+        State::Running | State::Retrying | State::Succeeded | State::Failed => None,
+    }
+}

@@ -1,0 +1,271 @@
+//! The record as fence: every write of an attempt is a compare-and-set, and a write that is refused or not answered is
+//! read back before anything else is done. JetStream's acks fence nothing; this does.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use jetstream::{MESSAGE_TOO_LARGE, PublishError};
+use schemas::record::TaskRecord;
+use schemas::{Outcome, StartId, State, TaskKey};
+
+use crate::nats::store::Store;
+
+/// The right of one start to write its task's record.
+pub struct Fence {
+    store: Store,
+    key: TaskKey,
+    start: StartId,
+    /// Revision that the next write expects.
+    revision: u64,
+    /// What the record says, or will say with the next write.
+    pub record: TaskRecord,
+    /// Whether a write of this start is in the record.
+    pub claimed: bool,
+}
+
+/// What became of a write.
+#[derive(Debug)]
+pub enum Written {
+    /// It stands.
+    Yes {
+        /// Its revision.
+        revision: u64,
+        /// The record as it was written.
+        body: Bytes,
+    },
+    /// Another start of this run is ahead, or the run is over: nothing of ours may be applied.
+    Superseded,
+    /// This run was ended by somebody else: a canceller, or another holder.
+    Ended(Box<TaskRecord>),
+    /// It was not done, and whoever asked no longer wants it.
+    GaveUp,
+}
+
+/// Who is ahead of a start that lost its lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ahead {
+    /// The record is ours still.
+    Nobody,
+    /// Another start of this run, or a newer run.
+    AnotherStart,
+    /// This run was ended by somebody else.
+    AnEnd,
+}
+
+/// What a look at the record says about our right to write.
+#[derive(Debug, PartialEq)]
+enum Right {
+    /// Expect this revision and try again.
+    Try(u64),
+    /// Our own write stands already.
+    Done(u64),
+    /// Somebody else's.
+    Superseded,
+    /// Terminal, by somebody else.
+    Ended,
+}
+
+/// Judges what stands in the record against what `wanted` (a record whose last attempt is our start) would say.
+fn right(standing: &crate::nats::store::Standing, wanted: &TaskRecord, start: &StartId) -> Right {
+    let Some(record) = &standing.record else { return Right::Try(standing.revision) };
+    if record.sequence != wanted.sequence {
+        // Finished or not: the message of an older run is gone from the stream, else ours could not have been stored.
+        return if record.sequence < wanted.sequence { Right::Try(standing.revision) } else { Right::Superseded };
+    }
+    let ours = record.attempts.last().is_some_and(|attempt| attempt.start.as_ref() == Some(start));
+    match (ours, record.state) {
+        (true, state) if state == wanted.state && state != State::Running => Right::Done(standing.revision),
+        (true, State::Running) if wanted.state == State::Running && record.cancel == wanted.cancel => {
+            Right::Done(standing.revision)
+        }
+        (true, State::Running) => Right::Try(standing.revision),
+        (_, state) if state.is_terminal() => Right::Ended,
+        (_, _) => Right::Superseded,
+    }
+}
+
+impl Fence {
+    /// A fence that has not written. `revision` is what the record had when it was read; 0 if it was not.
+    pub fn new(store: &Store, key: &TaskKey, start: &StartId, revision: u64, record: TaskRecord) -> Self {
+        Self { store: store.clone(), key: key.clone(), start: start.clone(), revision, record, claimed: false }
+    }
+
+    /// Writes `self.record`, as long as `wanted` says that it is still worth it.
+    pub async fn write(&mut self, wanted: impl Fn() -> bool) -> Written {
+        let mut pause = Duration::from_millis(20);
+        loop {
+            let error = match self.store.write(&self.key, self.revision, &self.record).await {
+                Ok((revision, body)) => return self.stands(revision, body),
+                Err(error) => error,
+            };
+            match &error {
+                PublishError::Conflict { .. } | PublishError::Unknown { .. } => {
+                    tracing::debug!(task = %self.key, %error, "record write refused or unanswered, reading back");
+                    match Box::pin(self.store.read(&self.key)).await {
+                        Ok(standing) => match right(&standing, &self.record, &self.start) {
+                            Right::Done(revision) => {
+                                let body = serde_json::to_vec(&self.record).expect("a record is plain data");
+                                return self.stands(revision, body.into());
+                            }
+                            Right::Superseded => return Written::Superseded,
+                            Right::Ended => {
+                                let record = standing.record.expect("only a record is terminal");
+                                return Written::Ended(Box::new(record));
+                            }
+                            Right::Try(revision) => {
+                                if let Some(record) = standing.record.filter(|r| r.sequence == self.record.sequence) {
+                                    // The only thing others write into our record.
+                                    self.record.cancel = record.cancel;
+                                    self.name_reason();
+                                }
+                                let moved = self.revision != revision;
+                                self.revision = revision;
+                                if moved {
+                                    continue;
+                                }
+                            }
+                        },
+                        Err(error) => tracing::warn!(task = %self.key, %error, "record not readable, trying again"),
+                    }
+                }
+                PublishError::NotStored { .. } => {}
+                PublishError::Unsendable { .. } | PublishError::Refused { err_code: MESSAGE_TOO_LARGE, .. }
+                    if !self.is_bare() =>
+                {
+                    tracing::warn!(task = %self.key, %error, "record too large, shortened");
+                    self.shorten();
+                    continue;
+                }
+                PublishError::Locked | PublishError::Refused { .. } | PublishError::Unsendable { .. } => {
+                    tracing::warn!(task = %self.key, %error, "record not written, trying again");
+                }
+            }
+            if !wanted() {
+                return Written::GaveUp;
+            }
+            tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
+            pause = (pause * 2).min(Duration::from_secs(2));
+        }
+    }
+
+    /// A cancelled run says why, also where its holder learns the reason only now.
+    fn name_reason(&mut self) {
+        let reason = self.record.cancel.as_ref().and_then(|cancel| cancel.reason.clone());
+        if let (State::Cancelled, Some(error), Some(reason)) = (self.record.state, &mut self.record.error, reason) {
+            error.message = reason;
+        }
+    }
+
+    fn stands(&mut self, revision: u64, body: Bytes) -> Written {
+        self.revision = revision;
+        self.claimed = true;
+        Written::Yes { revision, body }
+    }
+
+    /// Looks who is ahead of us in the record. `None`: it cannot be read now.
+    pub async fn ahead(&self) -> Option<Ahead> {
+        let standing = self.store.read(&self.key).await.ok()?;
+        Some(match right(&standing, &self.record, &self.start) {
+            Right::Try(_) | Right::Done(_) => Ahead::Nobody,
+            Right::Superseded => Ahead::AnotherStart,
+            Right::Ended => Ahead::AnEnd,
+        })
+    }
+
+    /// Marks our own attempt, which is the last.
+    pub fn attempt(&mut self) -> &mut schemas::Attempt {
+        self.record.attempts.last_mut().expect("a fence is made with its own attempt in the record")
+    }
+
+    /// Bounds what grows with every attempt beside the attempts themselves.
+    pub fn bound(&mut self) {
+        const ARTIFACTS: usize = 2_000;
+        const WARNINGS: usize = 64;
+        self.record.artifacts.truncate(ARTIFACTS);
+        self.record.warnings.truncate(WARNINGS);
+    }
+
+    fn is_bare(&self) -> bool {
+        let record = &self.record;
+        record.task.is_none() && record.artifacts.is_empty() && record.attempts.len() <= 1
+    }
+
+    /// Leaves out all that a record can do without; that it ended, and how, must be stored.
+    fn shorten(&mut self) {
+        let record = &mut self.record;
+        record.task = None;
+        record.artifacts.clear();
+        let surplus = record.attempts.len().saturating_sub(1);
+        record.attempts.drain(..surplus);
+        record.warnings = vec!["shortened: task, artifacts and earlier attempts made it too large to store".into()];
+    }
+
+    /// Bounds the list of attempts, so that no number of retries makes a record too large to store.
+    pub fn trim(&mut self) {
+        const KEPT: usize = 64;
+        let attempts = &mut self.record.attempts;
+        if attempts.len() > KEPT {
+            // Losses are what the poison guard counts; they go last.
+            let surplus = attempts.len() - KEPT;
+            let mut dropped = 0;
+            attempts.retain(|attempt| {
+                let drop = dropped < surplus && attempt.outcome != Outcome::Lost && attempt.outcome != Outcome::Running;
+                dropped += usize::from(drop);
+                !drop
+            });
+            let surplus = attempts.len().saturating_sub(KEPT);
+            attempts.drain(..surplus);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nats::store::Standing;
+    use schemas::record::{Attempt, Cancel};
+    use schemas::{TaskKey, Timestamp};
+
+    fn record(sequence: u64, state: State, start: &str) -> TaskRecord {
+        let key: TaskKey = "q.a".parse().unwrap();
+        let attempt = Attempt { start: Some(StartId::new(start).unwrap()), ..Attempt::new(Outcome::Running) };
+        TaskRecord { attempts: vec![attempt], ..TaskRecord::new(&key, sequence, state, Timestamp::from_millis(0)) }
+    }
+
+    fn judge(found: Option<TaskRecord>, wanted: State) -> Right {
+        let standing = Standing { revision: 9, record: found };
+        right(&standing, &record(7, wanted, "mine"), &StartId::new("mine").unwrap())
+    }
+
+    #[test]
+    fn own_start_goes_on_and_own_end_stands() {
+        assert_eq!(judge(Some(record(7, State::Running, "mine")), State::Succeeded), Right::Try(9));
+        assert_eq!(judge(Some(record(7, State::Running, "mine")), State::Running), Right::Done(9));
+        assert_eq!(judge(Some(record(7, State::Succeeded, "mine")), State::Succeeded), Right::Done(9));
+        assert_eq!(judge(Some(record(7, State::Retrying, "mine")), State::Retrying), Right::Done(9));
+    }
+
+    #[test]
+    fn another_start_of_this_run_supersedes_and_an_end_of_it_stands() {
+        assert_eq!(judge(Some(record(7, State::Running, "other")), State::Succeeded), Right::Superseded);
+        assert_eq!(judge(Some(record(7, State::Retrying, "other")), State::Running), Right::Superseded);
+        assert_eq!(judge(Some(record(7, State::Succeeded, "other")), State::Succeeded), Right::Ended);
+        assert_eq!(judge(Some(record(7, State::Cancelled, "mine")), State::Succeeded), Right::Ended);
+    }
+
+    #[test]
+    fn an_older_run_is_written_over_and_a_newer_one_never() {
+        assert_eq!(judge(Some(record(6, State::Failed, "other")), State::Succeeded), Right::Try(9));
+        assert_eq!(judge(Some(record(8, State::Running, "other")), State::Succeeded), Right::Superseded);
+        assert_eq!(judge(None, State::Succeeded), Right::Try(9), "a marker, or nothing");
+    }
+
+    #[test]
+    fn a_cancel_flag_set_by_others_is_taken_over_not_lost() {
+        let flagged = TaskRecord {
+            cancel: Some(Cancel { at: Timestamp::from_millis(1), reason: None }),
+            ..record(7, State::Running, "mine")
+        };
+        assert_eq!(judge(Some(flagged), State::Running), Right::Try(9));
+    }
+}

@@ -1,0 +1,8 @@
+//! One attempt of one task, from delivery to settlement.
+
+pub mod admit;
+mod ending;
+pub mod fence;
+pub mod phase;
+pub mod runner;
+pub mod workload;

@@ -1,0 +1,421 @@
+//! Drives one attempt: admission, claim, workload, end, settlement. Record first, then everything else, always.
+
+use std::future::Future;
+use std::num::NonZeroU32;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use schemas::cancel::{CancelReply, CancelRequest};
+use schemas::record::{Attempt, Phases, TaskRecord};
+use schemas::task::{OnLost, Policy};
+use schemas::{Code, Outcome, StartId, State, Task, TaskError, TaskKey, Timestamp, header};
+use tokio::sync::watch;
+
+use crate::attempt::admit::{Admission, Facts, admit};
+use crate::attempt::ending::ending_error;
+use crate::attempt::fence::{Fence, Written};
+use crate::attempt::phase::{Event, Phase, Why};
+use crate::attempt::workload::{self, Work};
+use crate::logs::Activity;
+use crate::nats::delivery::{Delivery, Verdict};
+use crate::nats::lease::{Hold, Lease, adopt};
+use crate::nats::store::Standing;
+use crate::slots::Slot;
+use crate::worker::{Worker, new_start_id};
+use crate::{fail, poison};
+
+/// Runs one delivery to its settlement. `unsure`: the server may have forgotten who it gave what, so that even a first
+/// delivery needs a claim.
+pub async fn run(worker: Arc<Worker>, delivery: Delivery, slot: Slot, unsure: bool) {
+    fail::point("after_pull");
+    let queue = &worker.queues[delivery.queue];
+    let goes_on = queue.settings().on_disconnect == schemas::queue::OnDisconnect::Continue;
+    let lease = worker.leases.hold(&delivery, queue.ack_wait(), goes_on);
+    let mut runner = Runner { worker: &worker, delivery, lease, unsure };
+    let verdict = runner.run().await;
+    // What is left needs no room: the next task may come while the server hears of this one.
+    drop(slot);
+    if let Some(verdict) = verdict {
+        runner.tell(verdict).await;
+        fail::point("after_settle");
+    }
+}
+
+/// One delivery in this worker's hands. What follows its end is in [`super::ending`].
+pub(super) struct Runner<'a> {
+    pub(super) worker: &'a Arc<Worker>,
+    pub(super) delivery: Delivery,
+    pub(super) lease: Lease,
+    unsure: bool,
+}
+
+/// What an attempt needs to know of its task.
+pub(super) struct Plan {
+    pub(super) key: TaskKey,
+    pub(super) task: Arc<Task>,
+    pub(super) policy: Policy,
+    pub(super) start: StartId,
+    pub(super) number: NonZeroU32,
+}
+
+type Writing = Pin<Box<dyn Future<Output = (Fence, Written)> + Send>>;
+
+impl Runner<'_> {
+    async fn run(&mut self) -> Option<Verdict> {
+        let tokens = self.worker.config.names.task_tokens(&self.delivery.subject);
+        let Some((queue, id)) = tokens.map(|(queue, id)| (queue.to_owned(), id.to_owned())) else {
+            tracing::warn!(subject = %self.delivery.subject, "message on a subject that is no task's");
+            return Some(Verdict::Nak(Duration::from_secs(60)));
+        };
+        let key = match format!("{queue}.{id}").parse::<TaskKey>() {
+            Ok(key) => key,
+            Err(error) => {
+                let error = TaskError::new(Code::InvalidId, error.to_string());
+                return Box::pin(self.bury((&queue, &id), 0, &error))
+                    .await
+                    .then(|| Verdict::Term(error.code.to_string()));
+            }
+        };
+        let worker = self.worker.clone();
+        let _entered = match worker.running.enter(&key, self.delivery.sequence, self.lease.number()) {
+            Ok(entered) => entered,
+            Err(holder) => {
+                // The server forgot that it gave us this run; we go on with it.
+                tracing::info!(task = %key, "handed to us again while we run it");
+                adopt(&worker.leases, holder, &self.delivery);
+                return None;
+            }
+        };
+        match Task::decode(&self.delivery.payload) {
+            Ok(task) => self.admitted(key, Arc::new(task)).await,
+            Err(error) => {
+                let error = TaskError::new(Code::InvalidTask, error.to_string());
+                let record = self.fresh(&key, State::Failed);
+                Box::pin(self.end_unstarted(&key, 0, record, State::Failed, Some(error))).await
+            }
+        }
+    }
+
+    /// A record of this run without attempts.
+    fn fresh(&self, key: &TaskKey, state: State) -> TaskRecord {
+        let mut record = TaskRecord::new(key, self.delivery.sequence, state, self.delivery.stored_at);
+        record.submission = self.delivery.header(header::SUBMISSION).map(|id| id.chars().take(128).collect());
+        record.keep_task(&self.delivery.payload);
+        record
+    }
+
+    /// Judges by the record where that is due, claims where a claim is due, and runs.
+    async fn admitted(&mut self, key: TaskKey, task: Arc<Task>) -> Option<Verdict> {
+        let once = self.delivery.header(header::ONCE).is_some_and(|value| value.eq_ignore_ascii_case("true"));
+        let claim_first = self.unsure || once || self.delivery.count > 1 || task.on_lost == OnLost::Fail;
+        let fresh = self.fresh(&key, State::Running);
+        let mut standing = Standing { revision: 0, record: None };
+        loop {
+            if claim_first {
+                standing = Box::pin(self.read(&key)).await?;
+            }
+            let now = Timestamp::now();
+            let facts = Facts { sequence: self.delivery.sequence, lost_before: self.lost_before(now), once, now };
+            let mut record = match admit(&standing, facts, &task, &fresh) {
+                Admission::Start(record) => *record,
+                Admission::Over => return Some(Verdict::Ack),
+                Admission::Finished(record) => {
+                    return Box::pin(self.repair(&key, standing.revision, &record)).await;
+                }
+                Admission::Exists(record) => {
+                    tracing::info!(task = %key, "not run: asked for once, and a record exists");
+                    self.tell_record(&key, standing.revision, &record).await;
+                    return Some(Verdict::Ack);
+                }
+                Admission::Early(wait) => return Some(Verdict::Nak(wait)),
+                Admission::End(state, record) => {
+                    let error = ending_error(state);
+                    return Box::pin(self.end_unstarted(&key, standing.revision, *record, state, error)).await;
+                }
+            };
+            if Box::pin(poison::lost_too_often(self.worker, &record.attempts)).await {
+                let message = format!("{} workers were lost with this task", self.worker.config.lost_limit);
+                let error = TaskError::new(Code::LostTooOften, message);
+                return Box::pin(self.end_unstarted(&key, standing.revision, record, State::Failed, Some(error))).await;
+            }
+            let spent = record.attempts.iter().filter_map(|attempt| attempt.number).max();
+            let start = new_start_id();
+            let plan = Plan {
+                policy: task.policy(&self.worker.queues[self.delivery.queue].settings().defaults),
+                number: spent.map_or(NonZeroU32::MIN, |spent| spent.saturating_add(1)),
+                key: key.clone(),
+                task: task.clone(),
+                start,
+            };
+            record.attempts.push(self.begin(&plan));
+            let mut fence = Fence::new(&self.worker.store, &key, &plan.start, standing.revision, record);
+            if claim_first {
+                fail::point("before_claim");
+                fence.trim();
+                match fence.write(|| self.lease.state() == Hold::Held).await {
+                    Written::Yes { revision, body } => self.worker.store.tell(&key, revision, body).await,
+                    // Somebody wrote in between: judge again by what stands now.
+                    Written::Superseded | Written::Ended(_) => continue,
+                    Written::GaveUp => return None,
+                }
+                fail::point("after_claim");
+            }
+            return self.attempt(plan, fence).await;
+        }
+    }
+
+    /// Whether an earlier holder was lost with this run, if no record says more. A second delivery alone does not say so:
+    /// what was given back unstarted comes again too, but then no lease can have ended before an ack wait had passed.
+    fn lost_before(&self, now: Timestamp) -> bool {
+        let ack_wait = self.worker.queues[self.delivery.queue].ack_wait();
+        self.delivery.count > 1
+            && now.since(self.delivery.stored_at) >= ack_wait.mul_f64(0.9)
+            && !self.worker.given_back.contains(self.delivery.sequence)
+    }
+
+    /// The record, as long as the delivery is ours.
+    async fn read(&self, key: &TaskKey) -> Option<Standing> {
+        let mut pause = Duration::from_millis(50);
+        loop {
+            match self.worker.store.read(key).await {
+                Ok(standing) => return Some(standing),
+                Err(error) => tracing::warn!(task = %key, %error, "record not readable, trying again"),
+            }
+            if self.lease.state() != Hold::Held {
+                return None;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(2));
+        }
+    }
+
+    fn begin(&self, plan: &Plan) -> Attempt {
+        Attempt {
+            number: Some(plan.number),
+            start: Some(plan.start.clone()),
+            worker: Some(self.worker.id.clone()),
+            instance: Some(self.worker.instance.clone()),
+            phases: Phases { pulled: None, started: Some(Timestamp::now()), ended: None },
+            ..Attempt::new(Outcome::Running)
+        }
+    }
+
+    /// Runs the workload and watches over it until it is gone.
+    async fn attempt(&mut self, plan: Plan, fence: Fence) -> Option<Verdict> {
+        let worker = self.worker.clone();
+        let activity = Activity::default();
+        let exited = Arc::new(AtomicBool::new(false));
+        let work = Work {
+            key: plan.key.clone(),
+            start: plan.start.clone(),
+            number: plan.number.get(),
+            task: plan.task.clone(),
+            traceparent: self.delivery.header(header::TRACEPARENT).map(str::to_owned),
+            alive_until: self.lease.until(),
+            activity: activity.clone(),
+            exited: exited.clone(),
+        };
+        let (stop, stopping) = watch::channel(None);
+        let running = workload::run(&worker, work, stopping);
+        tokio::pin!(running);
+
+        let mut phase = Phase::Preparing.next(Event::Started);
+        let began = Instant::now();
+        let timeout = workload::limit(plan.policy.timeout);
+        let silence = plan.policy.idle_timeout.map(|limit| limit.0);
+        let claim_due = tokio::time::sleep(worker.config.claim_after);
+        let too_long = sleep_or_never(timeout);
+        let silent = activity.silent_for(silence);
+        tokio::pin!(claim_due, too_long, silent);
+        let mut cancels = None;
+        let mut fence = Some(fence);
+        let mut writing: Option<Writing> = None;
+        let mut lease_watched = true;
+        let mut drained = false;
+        if fence.as_ref().is_some_and(|fence| fence.claimed) {
+            cancels = self.listen(&plan.key).await;
+        }
+
+        let done = loop {
+            let claimed = fence.as_ref().is_none_or(|fence| fence.claimed);
+            // Looked at again in each arm, for it may change while this waits.
+            let is_gone = || exited.load(Ordering::Acquire);
+            let event = tokio::select! {
+                biased;
+                done = &mut running => break done,
+                (back, written) = async { writing.as_mut().expect("guarded").await }, if writing.is_some() => {
+                    writing = None;
+                    let event = self.claimed(&plan.key, &back, written).await;
+                    if back.claimed && cancels.is_none() {
+                        cancels = self.listen(&plan.key).await;
+                    }
+                    let flagged = back.record.cancel.is_some();
+                    fence = Some(back);
+                    match event {
+                        Some(event) => event,
+                        None if flagged => Event::Stop(Why::Cancelled),
+                        None => { lease_watched = true; continue }
+                    }
+                }
+                () = &mut claim_due, if !claimed && writing.is_none() => {
+                    writing = fence.take().map(|fence| claim(fence, &self.worker.stop_now));
+                    continue;
+                }
+                hold = self.lease.changed(), if lease_watched => {
+                    // Told once; a lapsed lease is watched again after the claim.
+                    lease_watched = false;
+                    match hold {
+                        Hold::Lost => Event::Stop(Why::LeaseLost),
+                        Hold::Lapsed | Hold::Held => {
+                            if let Some(fence) = fence.take() {
+                                writing = Some(claim(fence, &self.worker.stop_now));
+                            }
+                            continue;
+                        }
+                    }
+                }
+                () = &mut too_long => {
+                    too_long.as_mut().reset(tokio::time::Instant::now() + FOREVER);
+                    if is_gone() {
+                        continue;
+                    }
+                    let limit = schemas::HumanDuration(timeout.unwrap_or_default());
+                    Event::Stop(Why::TimedOut(TaskError::new(Code::TimedOut, format!("ran longer than {limit}"))))
+                }
+                () = &mut silent, if silence.is_some() => {
+                    silent.set(activity.silent_for(None));
+                    if is_gone() {
+                        continue;
+                    }
+                    let limit = schemas::HumanDuration(silence.unwrap_or_default());
+                    let message = format!("wrote nothing for longer than {limit}");
+                    Event::Stop(Why::TimedOut(TaskError::new(Code::IdleTimedOut, message)))
+                }
+                () = worker.stop_attempts.cancelled(), if may_stop(&phase) && !drained => {
+                    drained = true;
+                    if is_gone() {
+                        // What it did is done; only storing it is left.
+                        continue;
+                    }
+                    Event::Stop(Why::Drained)
+                }
+                () = worker.stop_now.cancelled(), if !is_stopping_at_once(&stop) => {
+                    stop.send_replace(Some(Duration::ZERO));
+                    if is_gone() {
+                        continue;
+                    }
+                    Event::Stop(Why::Drained)
+                }
+                () = cancelled(&mut cancels, self.delivery.sequence, worker.js.client()), if may_stop(&phase) => {
+                    Event::Stop(Why::Cancelled)
+                }
+            };
+            phase = phase.next(event);
+            if let Phase::Stopping(why) = &phase {
+                let grace = match why {
+                    Why::TimedOut(_) | Why::Cancelled => plan.policy.stop_grace,
+                    Why::Drained => plan.policy.stop_grace.min(crate::drain::kill_grace(worker.config.drain_grace)),
+                    // Somebody else may start it any moment.
+                    Why::LeaseLost | Why::Superseded => Duration::ZERO,
+                };
+                let grace = stop.borrow().map_or(grace, |earlier| earlier.min(grace));
+                stop.send_replace(Some(grace));
+            }
+        };
+        tracing::debug!(task = %plan.key, start = %plan.start, ran = ?began.elapsed(), "workload gone");
+        let fence = match (fence, writing) {
+            (Some(fence), _) => fence,
+            (None, Some(writing)) => {
+                let (fence, written) = writing.await;
+                if let Some(event) = self.claimed(&plan.key, &fence, written).await {
+                    phase = phase.next(event);
+                }
+                fence
+            }
+            (None, None) => unreachable!("a fence is either here or being written"),
+        };
+        // The dead-man's switch fired while nobody could stop it: the lease is not ours.
+        if done.exit.is_some_and(|exit| exit.not_kept_alive) {
+            phase = phase.next(Event::Stop(Why::LeaseLost));
+        }
+        self.ended(plan, fence, phase, done).await
+    }
+
+    /// After a claim in mid-run: what it means for the run.
+    async fn claimed(&mut self, key: &TaskKey, fence: &Fence, written: Written) -> Option<Event> {
+        match written {
+            Written::Yes { revision, body } => {
+                fail::point("after_claim");
+                if self.lease.state() == Hold::Lapsed {
+                    self.lease.reclaimed();
+                }
+                self.worker.store.tell(key, revision, body).await;
+                debug_assert!(fence.claimed);
+                None
+            }
+            Written::Superseded | Written::Ended(_) => Some(Event::Stop(Why::Superseded)),
+            Written::GaveUp => Some(Event::Stop(Why::LeaseLost)),
+        }
+    }
+
+    /// Listens for cancels of this task while it runs.
+    async fn listen(&self, key: &TaskKey) -> Option<async_nats::Subscriber> {
+        let subject = self.worker.config.names.cancel_subject(key);
+        match self.worker.js.client().subscribe(subject).await {
+            Ok(subscriber) => Some(subscriber),
+            Err(error) => {
+                // The flag in the record still works.
+                tracing::warn!(task = %key, %error, "cannot listen for cancels");
+                None
+            }
+        }
+    }
+}
+
+/// Longer than any attempt; a timer that is never due.
+const FOREVER: Duration = Duration::from_secs(10 * 366 * 86_400);
+
+fn sleep_or_never(limit: Option<Duration>) -> tokio::time::Sleep {
+    tokio::time::sleep(limit.unwrap_or(FOREVER).min(FOREVER))
+}
+
+fn may_stop(phase: &Phase) -> bool {
+    matches!(phase, Phase::Preparing | Phase::Running)
+}
+
+fn is_stopping_at_once(stop: &watch::Sender<Option<Duration>>) -> bool {
+    *stop.borrow() == Some(Duration::ZERO)
+}
+
+/// Writes the record as `running` beside the workload.
+fn claim(mut fence: Fence, stop_now: &tokio_util::sync::CancellationToken) -> Writing {
+    let stop_now = stop_now.clone();
+    Box::pin(async move {
+        fail::point("before_claim");
+        fence.trim();
+        let written = fence.write(|| !stop_now.is_cancelled()).await;
+        (fence, written)
+    })
+}
+
+/// Completes when somebody asks to stop this very run; answers every request. Cancel safe.
+async fn cancelled(subscriber: &mut Option<async_nats::Subscriber>, sequence: u64, client: &async_nats::Client) {
+    let Some(subscriber) = subscriber else { return std::future::pending().await };
+    loop {
+        let Some(message) = subscriber.next().await else { return std::future::pending().await };
+        let request: Option<CancelRequest> = serde_json::from_slice(&message.payload).ok();
+        let stopping = request.is_some_and(|request| request.sequence == sequence);
+        if let Some(reply) = message.reply {
+            let body = serde_json::to_vec(&CancelReply { stopping }).expect("a reply is plain data");
+            if let Err(error) = client.publish(reply, body.into()).await {
+                tracing::debug!(%error, "cancel not answered");
+            }
+        }
+        if stopping {
+            return;
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! Runs what a task asks for, up to everything that must be known before its record is written: output stored, result
+//! and artifacts kept.
+
+use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use async_nats::HeaderMap;
+use async_nats::client::{Request, RequestErrorKind};
+use futures_util::FutureExt;
+use schemas::record::{Artifact, TaskResult, Usage};
+use schemas::{Code, Limit, StartId, Task, TaskError, TaskKey, Timestamp, Workload, header};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::attempt::phase::{End, Why};
+use crate::handlers::Call;
+use crate::logs::{Activity, LogSink};
+use crate::runtime::{Bounds, Exit, Job, Runtime};
+use crate::worker::Worker;
+use crate::{fail, folder, objects};
+
+/// Warnings kept of one attempt; the first ones tell the cause.
+const MOST_WARNINGS: usize = 16;
+
+/// What to run, and for whom.
+#[derive(Clone)]
+pub struct Work {
+    /// The task's identity.
+    pub key: TaskKey,
+    /// This start.
+    pub start: StartId,
+    /// Which attempt, from 1.
+    pub number: u32,
+    /// What it asks for.
+    pub task: Arc<Task>,
+    /// Trace context, if it came with one.
+    pub traceparent: Option<String>,
+    /// When the workload must be gone unless kept alive.
+    pub alive_until: Option<Instant>,
+    /// Last sign of life on its output.
+    pub activity: Activity,
+    /// Set once the workload itself is gone; what follows is ours.
+    pub exited: Arc<AtomicBool>,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct Done {
+    /// How it ended, as far as the workload knows.
+    pub end: End,
+    /// Exit code, signal, memory.
+    pub exit: Option<Exit>,
+    /// When it was started, if it was.
+    pub started: Option<Timestamp>,
+    /// What it answered.
+    pub result: Option<TaskResult>,
+    /// What it left.
+    pub artifacts: Vec<Artifact>,
+    /// What went wrong without failing it.
+    pub warnings: Vec<String>,
+}
+
+impl Done {
+    fn new(end: End) -> Self {
+        Self { end, exit: None, started: None, result: None, artifacts: Vec::new(), warnings: Vec::new() }
+    }
+}
+
+/// Runs it. `stop` carries the grace once it is to stop; then this returns as soon as it is gone.
+/// Not cancel safe: a dropped run leaves its workload to the runtime's own switches.
+pub async fn run(worker: &Worker, work: Work, stop: watch::Receiver<Option<Duration>>) -> Done {
+    let kind = work.task.workload.kind();
+    match &work.task.workload {
+        Workload::Call(_) if worker.calls => call(worker, &work, stop).await,
+        Workload::Process(_) => match worker.runtimes.get("process") {
+            // Boxed, here and below, so that a call's future stays small: it is moved and allocated once a task.
+            Some(runtime) => Box::pin(in_runtime(worker, runtime.clone(), work, stop)).await,
+            None => Done::new(End::failed(not_allowed(worker, kind))),
+        },
+        Workload::Call(_) | Workload::Container(_) => Done::new(End::failed(not_allowed(worker, kind))),
+    }
+}
+
+fn not_allowed(worker: &Worker, kind: &str) -> TaskError {
+    let mut allowed: Vec<&str> = worker.runtimes.keys().copied().collect();
+    if worker.calls {
+        allowed.insert(0, "call");
+    }
+    let message = format!("the worker {} does not run `{kind}` workloads; it allows {}", worker.id, allowed.join(", "));
+    TaskError::new(Code::RuntimeNotAllowed, message)
+}
+
+/// Completes once it is to stop, with the grace. Cancel safe.
+async fn stopping(stop: &mut watch::Receiver<Option<Duration>>) -> Duration {
+    match stop.wait_for(Option::is_some).await {
+        Ok(grace) => grace.unwrap_or_default(),
+        // The runner is gone, so nobody waits for a gentle end.
+        Err(_) => Duration::ZERO,
+    }
+}
+
+async fn call(worker: &Worker, work: &Work, mut stop: watch::Receiver<Option<Duration>>) -> Done {
+    let Workload::Call(asked) = &work.task.workload else { unreachable!("chosen by the caller") };
+    let started = Timestamp::now();
+    let token = CancellationToken::new();
+    let answer = async {
+        match worker.handlers.get(&asked.handler) {
+            Some(function) => {
+                let call = Call {
+                    key: work.key.clone(),
+                    attempt: work.number,
+                    payload: asked.payload.clone(),
+                    stop: token.clone(),
+                };
+                // The call itself may panic, before there is a future.
+                match AssertUnwindSafe(async { function(call).await }).catch_unwind().await {
+                    Ok(answer) => answer.map_err(TaskError::from),
+                    Err(_) => Err(TaskError::new(Code::HandlerFailed, format!("handler `{}` panicked", asked.handler))),
+                }
+            }
+            None => Box::pin(service(worker, work, &asked.handler, &asked.payload)).await,
+        }
+    };
+    tokio::pin!(answer);
+    let answer = tokio::select! {
+        biased;
+        answer = &mut answer => answer,
+        grace = stopping(&mut stop) => {
+            token.cancel();
+            // A handler that listens may end by itself; one that does not is dropped.
+            let _ = tokio::time::timeout(grace, &mut answer).await;
+            Err(TaskError::new(Code::Cancelled, "stopped"))
+        }
+    };
+    work.exited.store(true, Ordering::Release);
+    fail::point("after_start");
+    let mut done = match answer {
+        Ok(bytes) if bytes.is_empty() => Done::new(End::Succeeded),
+        Ok(bytes) => match Box::pin(objects::keep_result(worker, work, &bytes)).await {
+            Ok(result) => Done { result: Some(result), ..Done::new(End::Succeeded) },
+            Err(error) => Done::new(End::failed(error)),
+        },
+        Err(error) => Done::new(End::failed(error)),
+    };
+    done.started = Some(started);
+    done
+}
+
+/// Asks whatever NATS service answers for this handler.
+async fn service(
+    worker: &Worker,
+    work: &Work,
+    handler: &str,
+    payload: &serde_json::Value,
+) -> Result<bytes::Bytes, TaskError> {
+    let mut headers = HeaderMap::new();
+    headers.insert("Shoal-Task-Id", work.key.id.as_str());
+    headers.insert("Shoal-Task-Queue", work.key.queue.as_str());
+    headers.insert("Shoal-Task-Attempt", work.number.to_string());
+    if let Some(traceparent) = &work.traceparent {
+        headers.insert(header::TRACEPARENT, traceparent.as_str());
+    }
+    let payload = serde_json::to_vec(payload).expect("a JSON value serializes");
+    // The attempt has its own time limit; the request must not end before it.
+    let request = Request::new().headers(headers).payload(payload.into()).timeout(Some(Duration::from_secs(1 << 32)));
+    let subject = worker.config.names.handler_subject(handler);
+    let reply =
+        worker.js.client().send_request(subject.clone(), request).await.map_err(|error| match error.kind() {
+            RequestErrorKind::NoResponders => {
+                let message = format!("no handler `{handler}` in this worker, and no service answers on `{subject}`");
+                TaskError::new(Code::NoHandler, message)
+            }
+            _ => TaskError::new(Code::HandlerFailed, format!("request on `{subject}` failed: {error}")),
+        })?;
+    let header = |name: &str| reply.headers.as_ref().and_then(|headers| headers.get(name));
+    match header(header::NATS_SERVICE_ERROR_CODE) {
+        None => Ok(reply.payload),
+        Some(code) => {
+            let text = header(header::NATS_SERVICE_ERROR).map_or("", |text| text.as_str());
+            // As in HTTP: a fault of the request stays one, however often it is sent.
+            let retryable = !code.as_str().starts_with('4') || code.as_str() == "429";
+            let message = format!("service on `{subject}` answered {code} {text}");
+            Err(TaskError { code: Code::HandlerFailed, message, retryable }.bounded())
+        }
+    }
+}
+
+async fn in_runtime(
+    worker: &Worker,
+    runtime: Arc<dyn Runtime>,
+    work: Work,
+    mut stop: watch::Receiver<Option<Duration>>,
+) -> Done {
+    let folder = match folder::Folder::create(&worker.config.state_dir, &worker.id, &work.start) {
+        Ok(folder) => folder,
+        Err(error) => {
+            // Not the task's fault, and the next one would fare no better: hand back, fetch nothing more.
+            let reason = format!("no work folder can be made: {error}");
+            tracing::error!(task = %work.key, reason, "handed back unstarted");
+            worker.blocked.send_replace(Some(reason));
+            return Done::new(End::Stopped(Why::Drained));
+        }
+    };
+    let job = Job {
+        start: work.start.clone(),
+        key: work.key.clone(),
+        workload: work.task.workload.clone(),
+        env: environment(&work, &folder),
+        folder: folder.path().to_owned(),
+        limits: bounds(&work.task, worker.config.process_limits),
+        alive_until: work.alive_until,
+    };
+    let started_at = Timestamp::now();
+    let started = match runtime.start(job).await {
+        Ok(started) => started,
+        Err(error) => return Done::new(End::failed(error.to_task_error())),
+    };
+    fail::point("after_start");
+    let limit = work.task.limits.logs.unwrap_or(worker.config.log_limit);
+    let sink = LogSink::open(worker, &work.key, &work.start, limit, work.activity.clone());
+    let output = sink.copy(started.stdout, started.stderr);
+    let ending = async {
+        let exit = tokio::select! {
+            exit = runtime.wait(&work.start) => exit,
+            grace = stopping(&mut stop) => {
+                if let Err(error) = runtime.stop(&work.start, grace).await {
+                    tracing::warn!(task = %work.key, start = %work.start, %error, "stop failed");
+                }
+                runtime.wait(&work.start).await
+            }
+        };
+        work.exited.store(true, Ordering::Release);
+        exit
+    };
+    // The output ends with the workload; both together, because a full pipe would keep it from ending.
+    let (exit, mut warnings) = tokio::join!(ending, output);
+    if let Err(error) = runtime.remove(&work.start).await {
+        tracing::warn!(task = %work.key, start = %work.start, %error, "what the runtime keeps could not be removed");
+    }
+    let mut done = match exit {
+        Ok(exit) => Done { exit: Some(exit), ..Done::new(judge(&exit)) },
+        Err(error) => Done::new(End::failed(TaskError::new(Code::Internal, error.to_string()))),
+    };
+    done.started = Some(started_at);
+    if !work.task.artifacts.is_empty() {
+        done.artifacts = objects::gather(worker, &work, folder.path(), &mut warnings).await;
+        warnings.truncate(MOST_WARNINGS);
+    }
+    if done.end == End::Succeeded {
+        match objects::keep_result_file(worker, &work, &folder.result_file()).await {
+            Ok(result) => done.result = result,
+            Err(error) => done.end = End::failed(error),
+        }
+    }
+    done.warnings = warnings;
+    folder.remove().await;
+    done
+}
+
+/// What an exit means.
+fn judge(exit: &Exit) -> End {
+    let error = |code, message: String| TaskError::new(code, message);
+    let (code, signal) = (exit.code, exit.signal);
+    if code == Some(0) {
+        return End::Succeeded;
+    }
+    let error = if exit.oom {
+        error(Code::OutOfMemory, "killed by the kernel for using more memory than its limit".into())
+    } else if exit.pids_exceeded {
+        error(Code::TooManyProcesses, "it ran into its limit of processes and threads".into())
+    } else if let Some(signal) = signal {
+        error(Code::KilledBySignal, format!("ended by signal {signal}"))
+    } else if let Some(code) = code {
+        error(Code::ExitedNonZero, format!("exit code {code}"))
+    } else {
+        error(Code::Internal, "it ended without an exit code or a signal".into())
+    };
+    End::Failed { error, exit_code: code }
+}
+
+fn environment(work: &Work, folder: &folder::Folder) -> BTreeMap<String, String> {
+    let mut env: BTreeMap<String, String> = [
+        ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned()),
+        ("HOME", folder.path().display().to_string()),
+        ("LANG", "C.UTF-8".to_owned()),
+        ("TZ", "UTC".to_owned()),
+    ]
+    .into_iter()
+    .map(|(name, value)| (name.to_owned(), value))
+    .collect();
+    if let Workload::Process(process) = &work.task.workload {
+        env.extend(process.env.clone());
+    }
+    // Ours come last: a job may rely on them.
+    let own = [
+        ("SHOAL_TASK_ID", work.key.id.to_string()),
+        ("SHOAL_TASK_QUEUE", work.key.queue.to_string()),
+        ("SHOAL_TASK_ATTEMPT", work.number.to_string()),
+        ("SHOAL_RESULT_FILE", folder.result_file().display().to_string()),
+    ];
+    env.extend(own.map(|(name, value)| (name.to_owned(), value)));
+    if let Some(traceparent) = &work.traceparent {
+        env.insert("TRACEPARENT".into(), traceparent.clone());
+    }
+    env
+}
+
+fn bounds(task: &Task, defaults: Bounds) -> Bounds {
+    Bounds {
+        cpu: task.limits.cpu.unwrap_or(defaults.cpu),
+        memory: task.limits.memory.unwrap_or(defaults.memory),
+        pids: task.limits.pids.unwrap_or(defaults.pids),
+    }
+}
+
+/// Usage for the record: only of what a runtime measured.
+pub fn usage(exit: Option<&Exit>) -> Option<Usage> {
+    exit.map(|exit| exit.usage)
+}
+
+/// A time limit as a duration; none is for ever.
+pub fn limit(timeout: Limit<schemas::HumanDuration>) -> Option<Duration> {
+    timeout.bound().map(|timeout| timeout.0)
+}

@@ -1,0 +1,310 @@
+//! The node agent: pulls tasks, runs them, records their ends.
+//!
+//! `intake` pulls into free slots, `attempt` runs one delivery to its settlement, `runtime` runs workloads, `nats` is
+//! the only place that speaks to the server.
+
+pub mod attempt;
+pub mod config;
+pub mod drain;
+mod fail;
+mod folder;
+pub mod handlers;
+mod heartbeat;
+mod identity;
+mod intake;
+mod logs;
+pub mod nats;
+mod objects;
+mod poison;
+mod quarantine;
+pub mod runtime;
+mod settle;
+mod slots;
+mod stores;
+mod worker;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use jetstream::{ApiError, Connection, JetStream};
+use schemas::cancel::{DrainReply, DrainRequest};
+use schemas::{AgentId, QueueSettings};
+use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use config::{Config, InvalidQueues, Queues};
+pub use drain::Stop;
+pub use handlers::{Call, HandlerError, Handlers};
+pub use runtime::process::{GuardCommand, guard_main};
+
+use crate::identity::{Identity, IdentityError};
+use crate::intake::Intake;
+use crate::nats::lease::Leases;
+use crate::nats::pull::Pulls;
+use crate::nats::store::Store;
+use crate::runtime::Runtime;
+use crate::runtime::process::{ProcessConfig, ProcessRuntime, ProcessRuntimeError};
+use crate::slots::Slots;
+use crate::worker::{GivenBack, Pulse, Queue, Running, Worker};
+
+/// Why a worker could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// No id.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The state folder cannot be swept.
+    #[error("work folders left by an earlier boot cannot be removed")]
+    Folders(#[source] std::io::Error),
+    /// The server has not what is needed, and it could not be made.
+    #[error("the queue `{queue}` cannot be used on this server")]
+    Stores {
+        /// Which queue.
+        queue: String,
+        /// Why.
+        source: ApiError,
+    },
+    /// A runtime that was asked for does not work here.
+    #[error("the runtime `process` does not work here")]
+    Process(#[from] ProcessRuntimeError),
+    /// A runtime that does not exist.
+    #[error("there is no runtime `{name}`: known are call, process")]
+    UnknownRuntime {
+        /// As asked for.
+        name: String,
+    },
+    /// The connection is gone for good.
+    #[error("the connection to NATS broke for good; nothing can be pulled any more")]
+    Broken,
+    /// The inbox could not be opened.
+    #[error("the inbox for tasks cannot be opened")]
+    Inbox(#[source] ApiError),
+}
+
+/// Runs a worker until it is told to stop. `ready` is told once the server answers its pulls.
+pub async fn run(
+    config: Config,
+    connection: Connection,
+    handlers: Handlers,
+    stop: Stop,
+    ready: oneshot::Sender<AgentId>,
+) -> Result<(), WorkerError> {
+    let identity = Identity::hold(&config.state_dir, config.id.as_ref())?;
+    folder::sweep(&config.state_dir, &identity.id).map_err(WorkerError::Folders)?;
+    let js = JetStream::new(connection.client.clone());
+    let queues = bind_queues(&js, &config).await?;
+    let (calls, runtimes) = allowed_runtimes(&config, &identity.id).await?;
+    let worker = Arc::new(Worker {
+        id: identity.id.clone(),
+        instance: identity.instance.clone(),
+        store: Store::new(js.clone(), config.names.clone(), config.records_kept),
+        leases: Leases::new(js.clone()),
+        slots: Slots::new(config.slots),
+        handlers,
+        runtimes,
+        calls,
+        queues,
+        running: Running::default(),
+        blocked: watch::Sender::new(None),
+        given_back: GivenBack::default(),
+        pulse: Pulse::default(),
+        stop_attempts: CancellationToken::new(),
+        stop_now: CancellationToken::new(),
+        js,
+        config,
+    });
+    tracing::info!(worker = %worker.id, instance = worker.instance, "worker starts");
+
+    // What serves the attempts ends after them, the heartbeat last of all.
+    let (attempts, services) = (TaskTracker::new(), TaskTracker::new());
+    let (end_services, end_beat) = (CancellationToken::new(), CancellationToken::new());
+    services.spawn(worker.leases.clone().keep(end_services.clone()));
+    services.spawn(keep_alive(worker.clone(), end_services.clone()));
+    services.spawn(follow_settings(worker.clone(), connection.clone(), end_services.clone()));
+    let (drain_asked, drain_wish) = watch::channel(None);
+    services.spawn(listen_for_drain(worker.clone(), drain_asked, end_services.clone()));
+    let (answered, is_ready) = watch::channel(false);
+    let (say_draining, draining) = watch::channel(false);
+    let beat = heartbeat::Heartbeat::new(worker.clone(), is_ready.clone(), draining);
+    let beating = tokio::spawn(beat.run(end_beat.clone()));
+
+    for queue in &worker.queues {
+        quarantine::sweep(&worker, queue, false).await;
+    }
+    let consumers = worker.queues.iter().map(|queue| (queue.name.to_string(), queue.ack_wait()));
+    let stream = worker.config.names.tasks_stream();
+    let inbox = Pulls::open(&worker.js, stream, consumers).await.map_err(WorkerError::Inbox)?;
+    let end_intake = CancellationToken::new();
+    let intake = Intake::new(worker.clone(), inbox, attempts.clone(), connection.link.clone(), answered);
+    let mut pulling = tokio::spawn(intake.run(end_intake.clone()));
+    let (grace, broken) = tokio::select! {
+        grace = wait_for_end(&worker, &stop, is_ready, drain_wish, ready) => (grace, None),
+        // Only a client that is gone for good ends it by itself; nothing can be settled then.
+        ended = &mut pulling => (Duration::ZERO, Some(ended)),
+    };
+
+    say_draining.send_replace(true);
+    end_intake.cancel();
+    let is_broken = broken.is_some();
+    if is_broken {
+        worker.stop_now.cancel();
+    }
+    let pulled = match broken {
+        Some(ended) => ended,
+        None => pulling.await,
+    };
+    if pulled.is_err() {
+        tracing::error!("the pull loop panicked");
+    }
+    tracing::info!(worker = %worker.id, running = worker.running.count(), "draining");
+    drain::drain(&worker, &attempts, grace, &stop).await;
+    end_services.cancel();
+    services.close();
+    services.wait().await;
+    for runtime in worker.runtimes.values() {
+        runtime.close().await;
+    }
+    end_beat.cancel();
+    // A client without a connection may take nothing more at all.
+    let _ = tokio::time::timeout(Duration::from_secs(10), beating).await;
+    let _ = tokio::time::timeout(Duration::from_secs(2), worker.js.client().flush()).await;
+    tracing::info!(worker = %worker.id, "worker gone");
+    if is_broken { Err(WorkerError::Broken) } else { Ok(()) }
+}
+
+/// Waits until something ends the worker, and tells readiness in between. Returns the grace of the drain.
+async fn wait_for_end(
+    worker: &Worker,
+    stop: &Stop,
+    mut is_ready: watch::Receiver<bool>,
+    mut drain_wish: watch::Receiver<Option<Duration>>,
+    ready: oneshot::Sender<AgentId>,
+) -> Duration {
+    let mut ready = Some(ready);
+    loop {
+        tokio::select! {
+            () = stop.drain.cancelled() => return worker.config.drain_grace,
+            () = stop.now.cancelled() => return Duration::ZERO,
+            Ok(wish) = drain_wish.wait_for(Option::is_some) => {
+                return wish.unwrap_or(worker.config.drain_grace);
+            }
+            answered = is_ready.wait_for(|ready| *ready), if ready.is_some() => {
+                if let (Ok(_), Some(ready)) = (answered, ready.take()) {
+                    // Nobody needs to listen.
+                    let _ = ready.send(worker.id.clone());
+                }
+            }
+        }
+    }
+}
+
+/// Binds every queue, and makes what is missing.
+async fn bind_queues(js: &JetStream, config: &Config) -> Result<Vec<Queue>, WorkerError> {
+    let mut queues = Vec::new();
+    for name in config.queues.names() {
+        let failed = |source| WorkerError::Stores { queue: name.to_string(), source };
+        let consumer = stores::ensure_queue(js, config, name).await.map_err(failed)?;
+        let settings = stores::read_settings(js, config, name).await.map_err(failed)?;
+        queues.push(Queue::new(name.clone(), consumer.ack_wait(), settings));
+    }
+    Ok(queues)
+}
+
+type Runtimes = BTreeMap<&'static str, Arc<dyn Runtime>>;
+
+/// What this worker runs: whether `call`, and which runtimes.
+async fn allowed_runtimes(config: &Config, id: &AgentId) -> Result<(bool, Runtimes), WorkerError> {
+    let Some(names) = &config.runtimes else { return Ok((true, BTreeMap::new())) };
+    let (mut calls, mut runtimes) = (false, Runtimes::new());
+    for name in names {
+        match name.as_str() {
+            "call" => calls = true,
+            "process" => {
+                let process = ProcessConfig { guard: config.guard.clone(), ..ProcessConfig::new(id.as_str()) };
+                runtimes.insert("process", Arc::new(ProcessRuntime::new(process).await?));
+            }
+            _ => return Err(WorkerError::UnknownRuntime { name: name.clone() }),
+        }
+    }
+    Ok((calls, runtimes))
+}
+
+/// Hands every confirmed beat on to the runtimes' dead-man's switches.
+async fn keep_alive(worker: Arc<Worker>, stop: CancellationToken) {
+    let mut kept = worker.leases.kept_until();
+    loop {
+        tokio::select! {
+            changed = kept.changed() => if changed.is_err() { return },
+            () = stop.cancelled() => return,
+        }
+        if let Some(until) = *kept.borrow_and_update() {
+            worker.runtimes.values().for_each(|runtime| runtime.keep_alive(until));
+        }
+    }
+}
+
+/// Keeps the queues' settings current: told by whoever changes them, read again after a reconnect.
+async fn follow_settings(worker: Arc<Worker>, connection: Connection, stop: CancellationToken) {
+    let mut link = connection.link.clone();
+    let mut news = Vec::new();
+    for (at, queue) in worker.queues.iter().enumerate() {
+        let subject = worker.config.names.queue_event_subject(&queue.name);
+        match worker.js.client().subscribe(subject).await {
+            Ok(subscriber) => news.push(subscriber.map(move |message| (at, message))),
+            Err(error) => tracing::warn!(queue = %queue.name, %error, "changes of its settings come with a reconnect"),
+        }
+    }
+    let mut news = futures_util::stream::select_all(news);
+    let set = |at: usize, settings: QueueSettings| {
+        let queue: &Queue = &worker.queues[at];
+        *queue.settings.write().unwrap_or_else(std::sync::PoisonError::into_inner) = settings;
+    };
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            Some((at, message)) = news.next() => match serde_json::from_slice(&message.payload) {
+                Ok(settings) => set(at, settings),
+                Err(error) => tracing::warn!(queue = %worker.queues[at].name, %error, "unreadable settings ignored"),
+            },
+            changed = link.changed() => {
+                if changed.is_err() { return }
+                if !link.borrow_and_update().connected { continue }
+                for (at, queue) in worker.queues.iter().enumerate() {
+                    match stores::read_settings(&worker.js, &worker.config, &queue.name).await {
+                        Ok(settings) => set(at, settings),
+                        Err(error) => tracing::warn!(queue = %queue.name, %error, "settings not readable"),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Answers `shoal.control.<agent>.drain`.
+async fn listen_for_drain(worker: Arc<Worker>, wish: watch::Sender<Option<Duration>>, stop: CancellationToken) {
+    let subject = worker.config.names.drain_subject(&worker.id);
+    let mut requests = match worker.js.client().subscribe(subject).await {
+        Ok(requests) => requests,
+        Err(error) => return tracing::warn!(%error, "cannot be drained from afar"),
+    };
+    loop {
+        let request = tokio::select! {
+            () = stop.cancelled() => return,
+            request = requests.next() => request,
+        };
+        let Some(request) = request else { return };
+        let asked: DrainRequest = serde_json::from_slice(&request.payload).unwrap_or_default();
+        if let Some(reply) = request.reply {
+            let running = worker.running.count() as u32;
+            let body = serde_json::to_vec(&DrainReply { running }).expect("a reply is plain data");
+            if let Err(error) = worker.js.client().publish(reply, body.into()).await {
+                tracing::debug!(%error, "drain not answered");
+            }
+        }
+        let grace = asked.grace.map_or(worker.config.drain_grace, |grace| grace.0);
+        wish.send_replace(Some(grace));
+    }
+}

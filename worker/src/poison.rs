@@ -1,0 +1,46 @@
+//! The poison guard: a task that loses worker after worker may be what kills them.
+
+use std::time::Duration;
+
+use schemas::record::Attempt;
+use schemas::{AgentId, AgentRecord, AgentStatus, Outcome};
+
+use crate::worker::Worker;
+
+/// Whether too many workers are gone that were lost with this task. A loss counts only if the holder's instance is gone:
+/// one that was merely cut off comes back, and rolling restarts condemn nobody.
+pub async fn lost_too_often(worker: &Worker, attempts: &[Attempt]) -> bool {
+    let limit = worker.config.lost_limit as usize;
+    let lost: Vec<&Attempt> = attempts.iter().filter(|attempt| attempt.outcome == Outcome::Lost).collect();
+    if limit == 0 || lost.len() < limit {
+        return false;
+    }
+    let (mut gone, mut traceless) = (0, 0);
+    for attempt in lost {
+        match (&attempt.worker, &attempt.instance) {
+            (Some(id), Some(instance)) => gone += usize::from(is_gone(worker, id, instance).await),
+            (_, _) => traceless += 1,
+        }
+    }
+    // A loss without a trace may have been a task given back unstarted: it counts beside others, never alone.
+    gone > 0 && gone + traceless >= limit
+}
+
+/// Whether this boot of that worker is over, by the registry.
+async fn is_gone(worker: &Worker, id: &AgentId, instance: &str) -> bool {
+    let names = &worker.config.names;
+    let stream = format!("KV_{}", names.agents_bucket());
+    let entry = match worker.js.last(&stream, &names.agent_subject(id)).await {
+        Ok(Some(entry)) => entry,
+        Ok(None) => return true,
+        // In doubt for the task.
+        Err(_) => return false,
+    };
+    let Ok(record) = serde_json::from_slice::<AgentRecord>(&entry.payload) else { return true };
+    if record.instance != instance || record.status == AgentStatus::Offline {
+        return true;
+    }
+    // A lost lease means a whole ack wait of silence; one missed beat on top of it is enough here.
+    let silence = schemas::Timestamp::now().since(entry.stored_at);
+    silence > worker.config.heartbeat.mul_f64(1.5).max(Duration::from_millis(100))
+}

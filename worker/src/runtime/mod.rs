@@ -1,0 +1,206 @@
+//! What runs workloads. One trait over every runtime; a further runtime is one new file beside this one.
+//!
+//! The caller owns the work folder, the environment and the decisions; a runtime starts, watches and ends.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use futures_util::future::BoxFuture;
+use schemas::agent::RuntimeInfo;
+use schemas::record::{TaskError, Usage};
+use schemas::{Code, Cpu, Limit, StartId, TaskKey, Workload};
+use tokio::io::AsyncRead;
+
+pub mod process;
+
+/// Runs workloads of one kind.
+pub trait Runtime: Send + Sync + 'static {
+    /// The word for it in configuration and registry: `process`, `docker`, …
+    fn name(&self) -> &'static str;
+
+    /// What it can do on this machine.
+    fn capabilities(&self) -> RuntimeInfo;
+
+    /// Starts one workload and returns once it runs. A failed start leaves nothing behind.
+    /// Cancel safe: a start whose future is dropped leaves nothing running.
+    fn start(&self, job: Job) -> BoxFuture<'_, Result<Started, StartError>>;
+
+    /// Waits for the end. When it returns, everything that the workload started is gone.
+    /// Cancel safe, and may be called again.
+    fn wait<'a>(&'a self, start: &'a StartId) -> BoxFuture<'a, Result<Exit, RuntimeError>>;
+
+    /// Ends it: a polite signal, `grace`, then kill, to all that it started. Returns when it is gone; a `grace` of
+    /// zero kills at once. Stopping what is gone already is no error. Two stops at once: the shorter grace wins.
+    fn stop<'a>(&'a self, start: &'a StartId, grace: Duration) -> BoxFuture<'a, Result<(), RuntimeError>>;
+
+    /// What it uses now.
+    fn stats<'a>(&'a self, start: &'a StartId) -> BoxFuture<'a, Result<Usage, RuntimeError>>;
+
+    /// Halts it without ending it.
+    fn pause<'a>(&'a self, start: &'a StartId) -> BoxFuture<'a, Result<(), RuntimeError>>;
+
+    /// Lets it go on.
+    fn resume<'a>(&'a self, start: &'a StartId) -> BoxFuture<'a, Result<(), RuntimeError>>;
+
+    /// What this runtime holds for this worker, running or not.
+    fn list(&self) -> BoxFuture<'_, Result<Vec<StartId>, RuntimeError>>;
+
+    /// Frees what is kept of an ended workload. Removing what is gone already is no error.
+    fn remove<'a>(&'a self, start: &'a StartId) -> BoxFuture<'a, Result<(), RuntimeError>>;
+
+    /// The dead-man's switch: running workloads may live until `until` at least. A runtime that can, kills by itself
+    /// what is not kept alive in time, also while the worker is frozen or gone.
+    fn keep_alive(&self, until: Instant);
+
+    /// Kills what still runs and returns when nothing of this runtime is left. Nothing can be started after it.
+    fn close(&self) -> BoxFuture<'_, ()>;
+}
+
+/// One workload to start.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// Names it; unique for ever.
+    pub start: StartId,
+    /// Whose it is, for labels and logs.
+    pub key: TaskKey,
+    /// What to run.
+    pub workload: Workload,
+    /// The whole environment; nothing is inherited.
+    pub env: BTreeMap<String, String>,
+    /// An existing folder of its own: the working directory.
+    pub folder: PathBuf,
+    /// Bounds, defaults filled in.
+    pub limits: Bounds,
+    /// Killed by then unless kept alive; `None` never.
+    pub alive_until: Option<Instant>,
+}
+
+/// Bounds of one workload, defaults filled in.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Bounds {
+    /// CPU time per time.
+    pub cpu: Limit<Cpu>,
+    /// Memory.
+    pub memory: Limit<schemas::Bytes>,
+    /// Processes and threads.
+    pub pids: Limit<u64>,
+}
+
+/// A running workload's output. Both ends reach EOF once everything that it started is gone.
+pub struct Started {
+    /// Standard output.
+    pub stdout: Box<dyn AsyncRead + Send + Unpin>,
+    /// Standard error.
+    pub stderr: Box<dyn AsyncRead + Send + Unpin>,
+}
+
+/// How a workload ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Exit {
+    /// Its exit code, unless a signal ended it.
+    pub code: Option<i32>,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+    /// The kernel killed it, or part of it, for its memory.
+    pub oom: bool,
+    /// It ran into its bound of processes.
+    pub pids_exceeded: bool,
+    /// Killed by the dead-man's switch.
+    pub not_kept_alive: bool,
+    /// What it used, everything that it started included.
+    pub usage: Usage,
+}
+
+/// Why a workload could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// No such program.
+    #[error("there is no program `{program}` on this worker")]
+    CommandNotFound {
+        /// As the task names it.
+        program: String,
+    },
+    /// It is there but cannot be executed.
+    #[error("`{program}` cannot be executed")]
+    CommandNotExecutable {
+        /// As the task names it.
+        program: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// This worker cannot hold a limit that the task asks for.
+    #[error("this worker cannot hold the limit `{limit}`: {why}")]
+    LimitUnsupported {
+        /// Field of `limits`.
+        limit: &'static str,
+        /// What is missing.
+        why: String,
+    },
+    /// The runtime does not run this kind of workload.
+    #[error("the runtime `{runtime}` does not run `{kind}` workloads")]
+    WrongKind {
+        /// Whose word.
+        runtime: &'static str,
+        /// The workload's word.
+        kind: &'static str,
+    },
+    /// Something that may pass.
+    #[error("{what}")]
+    Failed {
+        /// What was tried.
+        what: String,
+        /// Why it failed.
+        source: Option<std::io::Error>,
+    },
+}
+
+impl StartError {
+    /// The same for the record.
+    pub fn to_task_error(&self) -> TaskError {
+        let code = match self {
+            Self::CommandNotFound { .. } => Code::CommandNotFound,
+            Self::CommandNotExecutable { .. } => Code::CommandNotExecutable,
+            Self::LimitUnsupported { .. } => Code::LimitUnsupported,
+            Self::WrongKind { .. } => Code::RuntimeNotAllowed,
+            Self::Failed { .. } => Code::StartFailed,
+        };
+        let mut message = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(error) = source {
+            message.push_str(": ");
+            message.push_str(&error.to_string());
+            source = error.source();
+        }
+        TaskError::new(code, message)
+    }
+}
+
+/// Why a running workload could not be handled.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// The runtime has no such ability; `capabilities` says so too.
+    #[error("the runtime `{runtime}` cannot {what}")]
+    Unimplemented {
+        /// Whose word.
+        runtime: &'static str,
+        /// The verb.
+        what: &'static str,
+    },
+    /// Nothing of that start id is known.
+    #[error("nothing runs under the start id {start}")]
+    NotFound {
+        /// The id asked for.
+        start: StartId,
+    },
+    /// The engine behind the runtime is gone or refuses.
+    #[error("the runtime `{runtime}` failed to {what}")]
+    Engine {
+        /// Whose word.
+        runtime: &'static str,
+        /// The verb.
+        what: &'static str,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}

@@ -1,0 +1,26 @@
+//! Signals as something to read. Guard and shepherds block them all: none can end them but SIGKILL, and no handler
+//! ever runs.
+
+use std::io;
+
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+/// Blocks every signal that can be blocked.
+pub(super) fn block_all() -> io::Result<()> {
+    Ok(sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)?)
+}
+
+/// A file that is readable when one of `numbers` has come.
+pub(super) fn follow(numbers: &[i32]) -> io::Result<SignalFd> {
+    let mut set = SigSet::empty();
+    for number in numbers {
+        set.add(Signal::try_from(*number)?);
+    }
+    Ok(SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?)
+}
+
+/// Forgets what has come: whoever is woken looks for himself what happened.
+pub(super) fn drain(signals: &SignalFd) {
+    while let Ok(Some(_)) = signals.read_signal() {}
+}
