@@ -14,6 +14,7 @@ mod load;
 mod logs;
 mod lost;
 mod outage;
+mod placement;
 mod prefix;
 mod process;
 mod queues;
