@@ -11,6 +11,7 @@ mod folder;
 pub mod handlers;
 mod heartbeat;
 mod identity;
+pub mod image;
 mod intake;
 pub mod logs;
 pub mod nats;

@@ -1,11 +1,54 @@
-//! What this worker allows in containers, whatever a task asks for. Pure.
+//! What this worker allows in containers, whatever a task asks for. It asks nobody but the file system, for where a
+//! mount really leads.
 
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
-use schemas::task::PullPolicy;
-use schemas::{Bytes, Cpu, Limit};
+use globset::GlobBuilder;
+use schemas::task::{Container, Mount, PullPolicy};
+use schemas::{Bytes, Code, Cpu, Limit};
 
-use crate::runtime::Bounds;
+use crate::image::ImageName;
+use crate::runtime::{Bounds, StartError};
+
+/// What a container must never see of the machine, with all below it: whoever can write there, or read, has the machine.
+const CLOSED: [&str; 3] = ["/proc", "/sys", "/dev"];
+
+/// Where engines listen, or keep what they run: whoever reaches one of these has the machine. `*` is one part.
+const ENGINES: [&str; 23] = [
+    "/run/docker.sock",
+    "/run/docker",
+    "/run/containerd",
+    "/run/podman",
+    "/run/crio",
+    "/run/libvirt",
+    "/run/k3s",
+    "/run/buildkit",
+    "/run/cri-dockerd.sock",
+    "/run/dockershim.sock",
+    "/run/balena-engine.sock",
+    "/run/incus",
+    "/run/lxd.socket",
+    "/run/systemd/private",
+    "/run/dbus",
+    "/run/user/*/docker.sock",
+    "/run/user/*/podman",
+    "/run/user/*/containerd",
+    "/run/user/*/libvirt",
+    "/var/lib/docker",
+    "/var/lib/containerd",
+    "/var/lib/containers",
+    "/var/lib/kubelet",
+];
+
+/// Names by which a socket gives itself away wherever it lies.
+const SOCKET_WORDS: [&str; 8] =
+    ["docker", "containerd", "podman", "crio", "libvirt", "buildkit", "balena-engine", "dockershim"];
+
+/// A folder is looked through for sockets no further than this.
+const LOOK_AT_MOST: usize = 10_000;
 
 /// How and what a worker runs in containers.
 #[derive(Clone, Debug)]
@@ -65,6 +108,210 @@ impl std::str::FromStr for AllowedMount {
         }
         Ok(Self { path: path.into(), read_only })
     }
+}
+
+impl Policy {
+    /// Whether a container may run here; the refusal names the flag that would allow it.
+    pub fn check(&self, settings: &ContainerSettings, container: &Container) -> Result<(), StartError> {
+        self.check_image(&container.image)?;
+        self.check_network(&settings.network, container.network.as_deref())?;
+        self.mounts(settings, container)?;
+        for name in &container.capabilities {
+            let bare = |allowed: &String| allowed.to_ascii_uppercase().trim_start_matches("CAP_") == *name;
+            if !self.capabilities.iter().any(bare) {
+                return forbidden(&format!("the capability `{name}`"), "--allowed-capabilities", name);
+            }
+        }
+        if container.privileged && !self.privileged {
+            return forbidden("a privileged container", "--allow-privileged", "");
+        }
+        match &container.engine_runtime {
+            Some(runtime) if !self.engine_runtimes.contains(runtime) => {
+                forbidden(&format!("the engine's runtime `{runtime}`"), "--allowed-engine-runtimes", runtime)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What is mounted: where the sources really lead, and read-only where only that is allowed. An engine that is given
+    /// these paths meets no link of the task's making on its way, as long as nobody moves one in that very moment.
+    pub fn mounts(&self, settings: &ContainerSettings, container: &Container) -> Result<Vec<Mount>, StartError> {
+        container.mounts.iter().map(|mount| self.mount(settings, mount)).collect()
+    }
+
+    fn check_image(&self, image: &str) -> Result<(), StartError> {
+        let name = ImageName::parse(image).map_err(|why| StartError::Refused {
+            code: Code::InvalidImage,
+            message: format!("`{image}` is no image: {why}"),
+        })?;
+        match &self.images {
+            Some(globs) if !globs.iter().any(|glob| allows_image(glob, &name)) => forbidden(
+                &format!("the image `{image}`"),
+                "--allowed-images",
+                &name.spellings().pop().unwrap_or_default(),
+            ),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_network(&self, default: &str, asked: Option<&str>) -> Result<(), StartError> {
+        let network = asked.unwrap_or(default);
+        // Another container's namespace, whoever's it is: no flag allows that.
+        if network.contains(':') {
+            let message = format!("this worker forbids the network `{network}`: it is another container's");
+            return Err(StartError::Refused { code: Code::PolicyForbidden, message });
+        }
+        if network == "none" || network == default || self.networks.iter().any(|allowed| allowed == network) {
+            return Ok(());
+        }
+        forbidden(&format!("the network `{network}`"), "--allowed-networks", network)
+    }
+
+    fn mount(&self, settings: &ContainerSettings, mount: &Mount) -> Result<Mount, StartError> {
+        let source = resolved(Path::new(&mount.source));
+        if let Some(why) = always_closed(&source, settings.docker_host.as_deref()) {
+            let message = format!("this worker never mounts `{}`: {why}", mount.source);
+            return Err(StartError::Refused { code: Code::PolicyForbidden, message });
+        }
+        let mut allowed = self.mounts.iter().filter(|allowed| source.starts_with(resolved(&allowed.path))).peekable();
+        if allowed.peek().is_none() {
+            return forbidden(
+                &format!("the mount of `{}`", mount.source),
+                "--allowed-mounts",
+                &source.to_string_lossy(),
+            );
+        }
+        let read_only = mount.read_only || allowed.all(|allowed| allowed.read_only);
+        let Some(path) = source.to_str() else {
+            let message = format!("`{}` leads to a path that is no UTF-8", mount.source);
+            return Err(StartError::Refused { code: Code::PolicyForbidden, message });
+        };
+        Ok(Mount { source: path.to_owned(), target: mount.target.clone(), read_only })
+    }
+}
+
+fn forbidden<T>(what: &str, flag: &str, value: &str) -> Result<T, StartError> {
+    let example = if value.is_empty() { flag.to_owned() } else { format!("{flag} {value}") };
+    let message = format!("this worker forbids {what}; its operator can allow it with `{example}`");
+    Err(StartError::Refused { code: Code::PolicyForbidden, message })
+}
+
+/// Whether a glob of `--allowed-images` takes this image. One without tag and digest takes all of a name; one that cannot
+/// be read takes none.
+fn allows_image(glob: &str, name: &ImageName) -> bool {
+    // Without a wildcard it is a name as any other, whichever way it is spelt.
+    if !glob.contains(['*', '?', '[', '{']) {
+        return ImageName::parse(glob).is_ok_and(|allowed| {
+            allowed.repository() == name.repository() && (!picks(glob) || allowed.pick() == name.pick())
+        });
+    }
+    let Ok(matcher) = GlobBuilder::new(glob).literal_separator(true).build().map(|glob| glob.compile_matcher()) else {
+        return false;
+    };
+    let suffix = match (name.digest(), name.tag()) {
+        _ if !picks(glob) => String::new(),
+        (Some(digest), _) => format!("@{digest}"),
+        (None, Some(tag)) => format!(":{tag}"),
+        (None, None) => return false,
+    };
+    name.spellings().iter().any(|spelling| matcher.is_match(format!("{spelling}{suffix}")))
+}
+
+/// Whether it says more than a repository: the colon of a port stands before the last slash.
+fn picks(glob: &str) -> bool {
+    glob.rsplit('/').next().unwrap_or(glob).contains([':', '@'])
+}
+
+/// Where a path really leads, as far as it exists on this machine.
+fn resolved(path: &Path) -> PathBuf {
+    let mut rest = Vec::new();
+    let mut there = path;
+    loop {
+        if let Ok(real) = fs::canonicalize(there) {
+            return rest.iter().rev().fold(real, |path, part| path.join(part));
+        }
+        // A link that leads nowhere yet may lead somewhere by the time the engine looks: that is no ancestor to build on.
+        let (Some(parent), Some(Component::Normal(part))) = (there.parent(), there.components().next_back()) else {
+            return path.to_owned();
+        };
+        if let Ok(target) = fs::read_link(there) {
+            let target = parent.join(target);
+            let unseen = rest.iter().rev().fold(target, |path, part: &&std::ffi::OsStr| path.join(part));
+            return lexical(&unseen);
+        }
+        rest.push(part);
+        there = parent;
+    }
+}
+
+/// Without `.` and `..`.
+fn lexical(path: &Path) -> PathBuf {
+    let mut clean = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => {
+                clean.pop();
+            }
+            Component::CurDir => {}
+            part => clean.push(part),
+        }
+    }
+    clean
+}
+
+/// Why no flag opens this path, if so: it is, holds or lies in what gives the machine away.
+fn always_closed(source: &Path, docker_host: Option<&str>) -> Option<&'static str> {
+    const SOCKET: &str = "it is or holds the socket or the store of a container engine, which gives the machine away";
+    if CLOSED.iter().any(|closed| source.starts_with(closed) || Path::new(closed).starts_with(source)) {
+        return Some("it shows the machine itself");
+    }
+    // Also where /var/run is a folder of its own, or this is no machine with that link.
+    let plain = match source.strip_prefix("/var/run") {
+        Ok(rest) => Path::new("/run").join(rest),
+        Err(_) => source.to_owned(),
+    };
+    if Path::new("/run").starts_with(&plain) || Path::new("/var/lib").starts_with(&plain) {
+        return Some(SOCKET);
+    }
+    if ENGINES.iter().any(|engine| meets(&plain, Path::new(engine))) {
+        return Some(SOCKET);
+    }
+    let own = docker_host.map(str::to_owned).or_else(|| std::env::var("DOCKER_HOST").ok());
+    if let Some(socket) = own.as_deref().and_then(|host| host.strip_prefix("unix://")) {
+        let socket = Path::new(socket);
+        if resolved(socket).starts_with(source) || is_same_file(source, socket) {
+            return Some(SOCKET);
+        }
+    }
+    holds_socket(source).then_some(SOCKET)
+}
+
+/// Whether one of them is the other, or lies in it; a part `*` of the pattern is any.
+fn meets(path: &Path, pattern: &Path) -> bool {
+    path.components().zip(pattern.components()).all(|(part, of)| of.as_os_str() == "*" || part == of)
+}
+
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    match (fs::metadata(one), fs::metadata(other)) {
+        (Ok(one), Ok(other)) => (one.dev(), one.ino()) == (other.dev(), other.ino()),
+        _ => false,
+    }
+}
+
+/// Whether it is an engine's socket by another name, or a folder in which one lies plainly.
+fn holds_socket(source: &Path) -> bool {
+    let is_socket = |path: &Path| fs::metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
+    let is_named = |path: &Path| {
+        let name = path.file_name().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default();
+        SOCKET_WORDS.iter().any(|word| name.contains(word))
+    };
+    let is_known = |path: &Path| ENGINES.iter().any(|engine| is_same_file(path, Path::new(engine)));
+    let is_engine = |path: &Path| is_socket(path) && (is_named(path) || is_known(path));
+    if is_engine(source) {
+        return true;
+    }
+    let entries = fs::read_dir(source).into_iter().flatten().flatten();
+    entries.take(LOOK_AT_MOST).any(|entry| is_engine(&entry.path()))
 }
 
 impl Default for ContainerSettings {

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use crate::logs::Notes;
 
+pub mod docker;
 #[cfg(test)]
 pub mod fake;
 pub mod process;

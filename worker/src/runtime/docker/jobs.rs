@@ -38,8 +38,10 @@ pub(super) struct Placed {
     pub(super) working_dir: String,
     /// The work folder is the job's own, not a copy.
     pub(super) bound: bool,
-    /// Killed at our own wish.
-    pub(super) stopped: Option<Instant>,
+    /// When it began to run.
+    pub(super) started: Option<Instant>,
+    /// It is to end at our own wish.
+    pub(super) stopped: bool,
 }
 
 impl Known {
@@ -52,8 +54,12 @@ impl Known {
         (placed.working_dir, placed.bound) = (working_dir, bound);
     }
 
+    pub(super) fn started(&self) {
+        self.lock().started = Some(Instant::now());
+    }
+
     pub(super) fn stopping(&self) {
-        self.lock().stopped.get_or_insert_with(Instant::now);
+        self.lock().stopped = true;
     }
 
     fn lock(&self) -> MutexGuard<'_, Placed> {

@@ -18,12 +18,17 @@
 #![cfg(target_os = "linux")]
 
 mod attend;
+mod core;
 mod create;
+pub mod credentials;
 mod engine;
 mod files;
 mod jobs;
+pub mod labels;
 mod network;
 mod output;
+pub mod pull;
+pub mod refusal;
 mod runtime;
 mod usage;
 

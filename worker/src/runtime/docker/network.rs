@@ -98,6 +98,11 @@ impl Holder {
     }
 }
 
+/// Whether there is a program for this machine.
+pub(super) fn is_possible(architecture: &str) -> bool {
+    program(architecture).is_some()
+}
+
 fn random() -> String {
     format!("{:08x}", rand::random::<u32>())
 }
