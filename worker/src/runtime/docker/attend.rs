@@ -37,8 +37,7 @@ pub(super) struct Attendant {
 
 /// Attaches to a container, created or running.
 pub(super) async fn attach(engine: &Engine, name: &str, stdin: bool) -> Result<AttachContainerResults, Error> {
-    let options =
-        AttachContainerOptionsBuilder::default().stream(true).stdout(true).stderr(true).stdin(stdin).build();
+    let options = AttachContainerOptionsBuilder::default().stream(true).stdout(true).stderr(true).stdin(stdin).build();
     engine.ask(PATIENCE, engine.docker.attach_container(name, Some(options))).await
 }
 

@@ -80,7 +80,12 @@ impl Core {
     }
 
     /// The whole life of one container. Nothing of it is left if it did not start, or if `given_up` comes.
-    async fn accompany(self: Arc<Self>, job: Job, given_up: CancellationToken, tell: oneshot::Sender<Result<Started, StartError>>) {
+    async fn accompany(
+        self: Arc<Self>,
+        job: Job,
+        given_up: CancellationToken,
+        tell: oneshot::Sender<Result<Started, StartError>>,
+    ) {
         let Some((known, tell_end)) = self.jobs.register(&job, container_name(&job)) else {
             let what = format!("the start id {} is in use", job.start);
             let _ = tell.send(Err(StartError::Failed { what, source: None }));
@@ -167,7 +172,6 @@ impl Core {
             network: &network,
             mounts: &mounts,
             bind: self.binds.load(Ordering::Relaxed),
-            settings: &self.settings,
             facts: &facts,
         };
         // No request from here on is broken off half way: what the engine made of it would not be known.
@@ -257,7 +261,8 @@ impl Core {
             Err(error) => return tracing::warn!(error = words(&error), "nothing more is removed"),
         };
         for container in found {
-            let is_ours = container.labels.is_some_and(|labels| self.owner.owns(&labels) && self.owner.is_of_this_life(&labels));
+            let is_ours =
+                container.labels.is_some_and(|labels| self.owner.owns(&labels) && self.owner.is_of_this_life(&labels));
             if let (true, Some(id)) = (is_ours, container.id)
                 && let Err(error) = self.remove(&id).await
             {

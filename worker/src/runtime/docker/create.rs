@@ -10,7 +10,6 @@ use schemas::task::{Container, WORK_FOLDER};
 use schemas::{Bytes, Limit};
 
 use super::engine::Facts;
-use crate::policy::ContainerSettings;
 use crate::runtime::{Bounds, Job, StartError};
 
 /// Below this share of a CPU the engine's usual period is too short for the kernel.
@@ -31,7 +30,6 @@ pub(super) struct Plan<'a> {
     pub(super) mounts: &'a [schemas::task::Mount],
     /// The job's folder is the container's; else its files are copied.
     pub(super) bind: bool,
-    pub(super) settings: &'a ContainerSettings,
     pub(super) facts: &'a Facts,
 }
 
@@ -84,7 +82,8 @@ impl Plan<'_> {
     }
 
     fn mounts(&self) -> Vec<Mount> {
-        let mut mounts: Vec<Mount> = self.mounts.iter().map(|mount| bind(&mount.source, &mount.target, mount.read_only)).collect();
+        let mut mounts: Vec<Mount> =
+            self.mounts.iter().map(|mount| bind(&mount.source, &mount.target, mount.read_only)).collect();
         if self.bind {
             mounts.push(bind(&self.job.folder.to_string_lossy(), WORK_FOLDER, false));
         } else if self.container.read_only {

@@ -9,10 +9,9 @@ use bollard::{API_DEFAULT_VERSION, Docker};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::DockerRuntimeError;
 use super::refusal::is_unreachable;
-use super::{DockerRuntimeError, NAME};
 use crate::policy::ContainerSettings;
-use crate::runtime::StartError;
 
 /// Between two pings of an engine that answers.
 const PING_EVERY: Duration = Duration::from_secs(5);
@@ -117,7 +116,11 @@ impl Engine {
     }
 
     /// The same, again after every outage. `None` once `stop` is cancelled.
-    pub(super) async fn insist<T, F>(&self, stop: &CancellationToken, request: impl Fn() -> F) -> Option<Result<T, Error>>
+    pub(super) async fn insist<T, F>(
+        &self,
+        stop: &CancellationToken,
+        request: impl Fn() -> F,
+    ) -> Option<Result<T, Error>>
     where
         F: Future<Output = Result<T, Error>>,
     {
@@ -136,13 +139,6 @@ impl Engine {
     /// Completes as soon as it answers.
     pub(super) async fn up(&self) {
         let _ = self.trouble.subscribe().wait_for(Option::is_none).await;
-    }
-
-    /// It does not answer, as an error of a start.
-    pub(super) fn unavailable(&self, error: &Error) -> Option<StartError> {
-        let seen = is_unreachable(error)?;
-        let why = self.trouble.borrow().clone().unwrap_or(seen);
-        Some(StartError::Unavailable { runtime: NAME, why })
     }
 
     /// Pings it until `stop`, and tells when it goes down or comes back.

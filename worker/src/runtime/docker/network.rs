@@ -44,7 +44,7 @@ impl Holder {
         let mut current = self.current.lock().await;
         if let Some(id) = &*current {
             match engine.ask(PATIENCE, engine.docker.inspect_container(id, None)).await {
-                Ok(found) if found.state.and_then(|state| state.running) == Some(true) => {
+                Ok(found) if found.state.as_ref().and_then(|state| state.running) == Some(true) => {
                     return Ok(format!("container:{id}"));
                 }
                 Ok(_) => drop(remove(engine, id).await),

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bollard::models::ContainerSummaryStateEnum;
-use bollard::query_parameters::{KillContainerOptionsBuilder, ListContainersOptionsBuilder, StopContainerOptionsBuilder};
+use bollard::query_parameters::{
+    KillContainerOptionsBuilder, ListContainersOptionsBuilder, StopContainerOptionsBuilder,
+};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use schemas::StartId;
@@ -19,7 +21,7 @@ use super::core::Core;
 use super::engine::{Engine, PATIENCE};
 use super::files;
 use super::jobs::Known;
-use super::labels::{self, Owner};
+use super::labels;
 use super::refusal::{is_unreachable, status};
 use super::{DockerConfig, DockerRuntimeError, NAME};
 use crate::runtime::{Exit, Job, Listed, Runtime, RuntimeError, StartError, Started, Status, Surroundings};

@@ -165,9 +165,9 @@ impl Group {
 fn told(stats: &ContainerStatsResponse) -> Sample {
     let memory = stats.memory_stats.as_ref();
     // The page cache is the machine's: it goes as soon as somebody needs the room.
-    let cache = memory.and_then(|memory| memory.stats.as_ref()).and_then(|stats| {
-        ["inactive_file", "total_inactive_file"].iter().find_map(|name| stats.get(*name).copied())
-    });
+    let cache = memory
+        .and_then(|memory| memory.stats.as_ref())
+        .and_then(|stats| ["inactive_file", "total_inactive_file"].iter().find_map(|name| stats.get(*name).copied()));
     let used = memory.and_then(|memory| memory.usage).map(|usage| usage.saturating_sub(cache.unwrap_or(0)));
     let pids = stats.pids_stats.as_ref();
     let (now, most) = (pids.and_then(|pids| pids.current), pids.and_then(|pids| pids.limit));
