@@ -41,6 +41,7 @@ use tokio_util::task::TaskTracker;
 pub use config::{Config, InvalidQueues, Queues, RuntimeName};
 pub use drain::Stop;
 pub use handlers::{Call, HandlerError, Handlers};
+pub use runtime::docker::guard::container_guard_main;
 pub use runtime::process::{GuardCommand, guard_main};
 
 use crate::identity::{Identity, IdentityError};

@@ -330,3 +330,285 @@ impl Default for ContainerSettings {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HASH: &str = "sha256:aaaaaaaaaaaaaaaabbbbbbbbbbbbbbbbccccccccccccccccdddddddddddddddd";
+
+    /// The message of the refusal, if it is one.
+    fn refusal<T>(checked: Result<T, StartError>, expected: Code) -> Option<String> {
+        match checked {
+            Ok(_) => None,
+            Err(StartError::Refused { code, message }) => {
+                assert_eq!(code, expected, "{message}");
+                Some(message)
+            }
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    /// What becomes of `container` where `settings` are the worker's.
+    fn check(settings: &ContainerSettings, container: &Container) -> Option<String> {
+        refusal(settings.policy.check(settings, container), Code::PolicyForbidden)
+    }
+
+    fn with_policy(policy: Policy) -> ContainerSettings {
+        ContainerSettings { policy, ..ContainerSettings::default() }
+    }
+
+    fn allows(globs: &[&str], image: &str) -> bool {
+        let images = Some(globs.iter().map(|glob| (*glob).to_owned()).collect());
+        let settings = with_policy(Policy { images, ..Policy::default() });
+        check(&settings, &Container::new(image)).is_none()
+    }
+
+    #[test]
+    fn globs_allow_images_by_every_spelling() {
+        let pinned = format!("alpine@{HASH}");
+        for (glob, image) in [
+            ("alpine", "alpine"),
+            ("alpine", "alpine:3"),
+            ("alpine", &pinned),
+            ("alpine", "docker.io/library/alpine"),
+            ("docker.io/alpine", "library/alpine:3"),
+            ("index.docker.io/library/alpine", "alpine"),
+            ("alpine:3", "docker.io/library/alpine:3"),
+            ("alpine:latest", "alpine"),
+            ("alpine:3*", "alpine:3.20"),
+            (&pinned, &pinned),
+            ("alpine@*", &pinned),
+            ("*", "alpine:3"),
+            ("acme/*", "acme/x"),
+            ("docker.io/acme/*", "acme/x:1"),
+            ("ghcr.io/acme/*", "ghcr.io/acme/x:1"),
+            ("ghcr.io/**", "ghcr.io/acme/deep/x"),
+            ("**", "ghcr.io/acme/deep/x"),
+            ("127.0.0.1:5000/*", "127.0.0.1:5000/x:1"),
+            ("localhost:5000/x", "localhost:5000/x"),
+            ("{alpine,busybox}", "busybox:1"),
+        ] {
+            assert!(allows(&[glob], image), "{glob} {image}");
+            assert!(allows(&["nothing", glob], image), "{glob} {image}");
+        }
+    }
+
+    #[test]
+    fn what_only_looks_like_an_allowed_image_is_forbidden() {
+        let pinned = format!("alpine:3@{HASH}");
+        for (glob, image) in [
+            ("alpine", "evil.example/alpine"),
+            ("alpine", "evil.example/library/alpine"),
+            ("alpine", "localhost/alpine"),
+            ("alpine", "evil/alpine"),
+            ("alpine", "alpine-evil"),
+            ("alpine", "DOCKER.IO/library/alpine"),
+            ("library/*", "evil.example/library/alpine"),
+            ("*", "acme/x"),
+            ("acme/*", "acme/deep/x"),
+            ("acme/*", "evil.example/acme/x"),
+            ("ghcr.io/acme/*", "ghcr.io/acme/deep/x"),
+            ("ghcr.io/acme/*", "ghcr.io.evil.example/acme/x"),
+            ("ghcr.io/acme/*", "evil.example/ghcr.io/acme/x"),
+            ("ghcr.io/acme/**", "ghcr.io/acme-evil/x"),
+            ("alpine:3", "alpine:4"),
+            ("alpine:3", "alpine"),
+            // The engine passes over the tag beside a digest, so it allows nothing.
+            ("alpine:3", &pinned),
+            ("alpine:*", &pinned),
+            ("localhost:5000/x", "localhost:5001/x"),
+            // No glob at all.
+            ("[", "alpine"),
+            ("", "alpine"),
+        ] {
+            assert!(!allows(&[glob], image), "{glob} {image}");
+        }
+        assert!(!allows(&[], "alpine"), "an empty list allows none");
+        assert!(check(&ContainerSettings::default(), &Container::new("any.example/x")).is_none());
+    }
+
+    #[test]
+    fn what_is_no_image_is_told_as_such() {
+        let settings = ContainerSettings::default();
+        for image in ["Alpine", "alpine:", "a b", &format!("alpine@{}", &HASH[..20]), HASH] {
+            let checked = settings.policy.check(&settings, &Container::new(image));
+            assert!(refusal(checked, Code::InvalidImage).is_some_and(|message| message.contains(image)));
+        }
+    }
+
+    #[test]
+    fn everything_that_loosens_is_forbidden_and_the_flag_named() {
+        let plain = || Container::new("alpine");
+        let mount = |source: &str| Mount { source: source.into(), target: "/data".into(), read_only: false };
+        let images = Some(vec!["busybox".to_owned()]);
+        for (policy, container, flag) in [
+            (Policy { images, ..Policy::default() }, plain(), "--allowed-images alpine"),
+            (Policy::default(), Container { network: Some("host".into()), ..plain() }, "--allowed-networks host"),
+            (Policy::default(), Container { network: Some("bridge".into()), ..plain() }, "--allowed-networks bridge"),
+            (Policy::default(), Container { network: Some("default".into()), ..plain() }, "--allowed-networks default"),
+            (Policy::default(), Container { mounts: vec![mount("/opt")], ..plain() }, "--allowed-mounts /opt"),
+            (
+                Policy { capabilities: vec!["CHOWN".into()], ..Policy::default() },
+                Container { capabilities: vec!["CHOWN".into(), "SYS_ADMIN".into()], ..plain() },
+                "--allowed-capabilities SYS_ADMIN",
+            ),
+            (Policy::default(), Container { privileged: true, ..plain() }, "--allow-privileged"),
+            (
+                Policy::default(),
+                Container { engine_runtime: Some("runsc".into()), ..plain() },
+                "--allowed-engine-runtimes runsc",
+            ),
+        ] {
+            let message = check(&with_policy(policy), &container).expect("forbidden");
+            assert!(message.contains(&format!("`{flag}`")), "{message}");
+        }
+    }
+
+    #[test]
+    fn what_is_named_is_allowed() {
+        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        let settings = with_policy(Policy {
+            networks: words(&["host", "backend"]),
+            capabilities: words(&["CAP_CHOWN", "net_bind_service"]),
+            privileged: true,
+            engine_runtimes: words(&["runsc"]),
+            ..Policy::default()
+        });
+        for network in ["none", "host", "backend"] {
+            let container = Container {
+                network: Some(network.into()),
+                capabilities: words(&["CHOWN", "NET_BIND_SERVICE"]),
+                privileged: true,
+                engine_runtime: Some("runsc".into()),
+                ..Container::new("alpine")
+            };
+            assert_eq!(check(&settings, &container), None);
+        }
+        let settings = ContainerSettings { network: "bridge".into(), ..ContainerSettings::default() };
+        assert_eq!(check(&settings, &Container::new("alpine")), None);
+        assert_eq!(check(&settings, &Container { network: Some("bridge".into()), ..Container::new("alpine") }), None);
+    }
+
+    #[test]
+    fn no_flag_opens_the_network_of_another_container() {
+        let other = "container:shoal-holder".to_owned();
+        let mut settings = with_policy(Policy { networks: vec![other.clone()], ..Policy::default() });
+        assert!(check(&settings, &Container { network: Some(other.clone()), ..Container::new("a") }).is_some());
+        settings.network = other;
+        assert!(check(&settings, &Container::new("a")).is_some());
+    }
+
+    /// What the sources become where these folders are allowed.
+    fn mounted(allowed: &[&str], source: &str) -> Result<Mount, StartError> {
+        let mounts = allowed.iter().map(|path| path.parse().expect("a mount")).collect();
+        let settings = with_policy(Policy { mounts, ..Policy::default() });
+        let mounts = vec![Mount { source: source.into(), target: "/in".into(), read_only: false }];
+        let container = Container { mounts, ..Container::new("alpine") };
+        settings.policy.check(&settings, &container)?;
+        settings.policy.mounts(&settings, &container).map(|mut mounts| mounts.remove(0))
+    }
+
+    #[test]
+    fn mounts_lie_in_allowed_folders_wherever_links_lead() {
+        let root = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| root.path().join(name).to_str().expect("UTF-8").to_owned();
+        for folder in ["open/deep", "opened", "secret"] {
+            fs::create_dir_all(root.path().join(folder)).expect("a folder");
+        }
+        let link = |to: &str, name: &str| std::os::unix::fs::symlink(to, root.path().join(name)).expect("a link");
+        link("../secret", "open/out");
+        link(&path("open"), "in");
+        link("/nonexistent/place", "open/dangling");
+        let open = path("open");
+        let source = |source: &str| mounted(&[&open], &path(source)).map(|mount| mount.source).ok();
+        assert_eq!(source("open"), Some(path("open")));
+        assert_eq!(source("open/deep"), Some(path("open/deep")));
+        assert_eq!(source("in/deep"), Some(path("open/deep")), "a link into it");
+        assert_eq!(source("open/not/yet"), Some(path("open/not/yet")));
+        for outside in
+            ["secret", "opened", "open/out", "open/out/file", "open/dangling", "open/dangling/x", "open/../secret", "."]
+        {
+            assert_eq!(source(outside), None, "{outside}");
+        }
+        let by_link = mounted(&[&path("in")], &path("open/deep")).map(|mount| mount.source).ok();
+        assert_eq!(by_link, Some(path("open/deep")), "an allowed folder that is a link");
+    }
+
+    #[test]
+    fn what_is_allowed_only_to_be_read_is_mounted_so() {
+        let read_only = |allowed: &[&str], source| mounted(allowed, source).expect("allowed").read_only;
+        assert!(read_only(&["/opt:ro"], "/opt/x"));
+        assert!(!read_only(&["/opt"], "/opt/x"));
+        assert!(!read_only(&["/opt:ro", "/opt/x"], "/opt/x/y"), "the wider word of two counts");
+    }
+
+    #[test]
+    fn no_flag_opens_what_gives_the_machine_away() {
+        let root = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| root.path().join(name).to_str().expect("UTF-8").to_owned();
+        let _listens = std::os::unix::net::UnixListener::bind(path("my-docker.sock")).expect("a socket");
+        std::os::unix::fs::symlink("/var/run", root.path().join("link")).expect("a link");
+        fs::create_dir(root.path().join("plain")).expect("a folder");
+        let (folder, socket, link) = (path(""), path("my-docker.sock"), path("link"));
+        let linked = path("link/docker.sock");
+        for source in [
+            "/",
+            "/run",
+            "/run/",
+            "/var",
+            "/var/run",
+            "/var/run/docker.sock",
+            "/run/docker.sock",
+            "/run/containerd",
+            "/run/containerd/containerd.sock",
+            "/run/podman/podman.sock",
+            "/run/crio/crio.sock",
+            "/run/libvirt/libvirt-sock",
+            "/run/user",
+            "/run/user/1000",
+            "/run/user/1000/docker.sock",
+            "/run/user/1000/podman/podman.sock",
+            "/proc",
+            "/proc/1/root/tmp",
+            "/sys",
+            "/sys/fs/cgroup",
+            "/dev",
+            "/dev/sda",
+            "/var/lib",
+            "/var/lib/docker/volumes",
+            &folder,
+            &socket,
+            &link,
+            &linked,
+        ] {
+            let message = refusal(mounted(&["/"], source), Code::PolicyForbidden);
+            assert!(message.as_ref().is_some_and(|message| message.contains("never mounts")), "{source}: {message:?}");
+        }
+        for source in
+            [&*path("plain"), "/run/my-app", "/run/user/1000/my-app", "/opt", "/var/lib/my-app", "/development"]
+        {
+            assert!(mounted(&["/"], source).is_ok(), "{source}");
+        }
+    }
+
+    #[test]
+    fn the_socket_of_the_workers_own_engine_is_closed() {
+        let root = tempfile::tempdir().expect("a folder");
+        let place = root.path().canonicalize().expect("a path");
+        let settings = ContainerSettings {
+            docker_host: Some(format!("unix://{}/engine/api", place.display())),
+            policy: Policy { mounts: vec!["/".parse().expect("a mount")], ..Policy::default() },
+            ..ContainerSettings::default()
+        };
+        let asks = |source: PathBuf| {
+            let source = source.to_str().expect("UTF-8").to_owned();
+            let mounts = vec![Mount { source, target: "/in".into(), read_only: true }];
+            check(&settings, &Container { mounts, ..Container::new("alpine") })
+        };
+        assert!(asks(place.clone()).is_some());
+        assert!(asks(place.join("engine")).is_some());
+        assert!(asks(place.join("engine/api")).is_some());
+        assert_eq!(asks(place.join("other")), None);
+    }
+}

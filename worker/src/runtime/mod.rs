@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use crate::logs::Notes;
 
+mod clock;
 pub mod docker;
 #[cfg(test)]
 pub mod fake;

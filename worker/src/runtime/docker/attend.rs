@@ -5,13 +5,14 @@ use std::time::{Duration, SystemTime};
 
 use bollard::container::AttachContainerResults;
 use bollard::errors::Error;
-use bollard::models::ContainerState;
+use bollard::models::{ContainerState, ContainerStateStatusEnum};
 use bollard::query_parameters::{AttachContainerOptionsBuilder, WaitContainerOptionsBuilder};
 use futures_util::StreamExt;
 use schemas::record::Usage;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::core::Core;
 use super::engine::{Engine, PATIENCE};
 use super::jobs::{Ended, Known};
 use super::output::{Carried, Output};
@@ -26,13 +27,13 @@ const OOM_IS_TOLD_WITHIN: Duration = Duration::from_millis(50);
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 pub(super) struct Attendant {
-    pub(super) engine: Arc<Engine>,
+    pub(super) core: Arc<Core>,
     pub(super) known: Arc<Known>,
     pub(super) notes: Notes,
-    /// The runtime ends; nobody waits any more.
-    pub(super) closed: CancellationToken,
     /// The engine was away, and the container is still there: its output is to be had again.
     pub(super) again: Notify,
+    /// How often the guard had killed before it; `None` where it does not kill this one.
+    pub(super) kills: Option<u64>,
 }
 
 /// Attaches to a container, created or running.
@@ -54,7 +55,7 @@ impl Attendant {
         let carrying = self.carry(attached, output, stdin, &gone);
         tokio::pin!(carrying);
         let mut carried = None;
-        let metering = self.known.meter.follow(&self.engine, &self.known.name);
+        let metering = self.known.meter.follow(&self.core.engine, &self.known.name);
         let ending = self.end();
         tokio::pin!(metering, ending);
         let ended = loop {
@@ -90,7 +91,7 @@ impl Attendant {
                 () = gone.cancelled() => return carried,
                 () = self.again.notified() => {}
             }
-            match attach(&self.engine, &self.known.name, false).await {
+            match attach(&self.core.engine, &self.known.name, false).await {
                 Ok(attached) => {
                     self.notes.say("the engine was away; output from meanwhile may be missing").await;
                     carried = output.carry(attached, None, gone).await;
@@ -103,12 +104,12 @@ impl Attendant {
     /// Waits for its exit, over every outage of the engine.
     async fn end(&self) -> Ended {
         let name = self.known.name.as_str();
-        let mut returns = self.engine.returns();
+        let mut returns = self.core.engine.returns();
         let mut broken: Option<SystemTime> = None;
         loop {
             returns.borrow_and_update();
             let options = WaitContainerOptionsBuilder::default().condition("not-running").build();
-            let mut answers = self.engine.docker.wait_container(name, Some(options));
+            let mut answers = self.core.engine.docker.wait_container(name, Some(options));
             let waited = tokio::select! {
                 biased;
                 waited = answers.next() => waited,
@@ -123,8 +124,8 @@ impl Attendant {
                     broken.get_or_insert_with(SystemTime::now);
                 }
             }
-            let inspect = || self.engine.docker.inspect_container(name, None);
-            let state = match self.engine.insist(&self.closed, inspect).await {
+            let inspect = || self.core.engine.docker.inspect_container(name, None);
+            let state = match self.core.engine.insist(&self.core.closed, inspect).await {
                 // Closed: whoever waited is told by the end of the channel.
                 None => std::future::pending().await,
                 Some(Ok(found)) => found.state.unwrap_or_default(),
@@ -135,6 +136,9 @@ impl Attendant {
                     continue;
                 }
             };
+            if matches!(state.status, Some(ContainerStateStatusEnum::REMOVING | ContainerStateStatusEnum::DEAD)) {
+                return Err("somebody else removes the container".to_owned());
+            }
             if state.running.unwrap_or(false) {
                 // Paused counts as running, too.
                 self.again.notify_one();
@@ -151,7 +155,7 @@ impl Attendant {
     fn lost(&self, state: &ContainerState, broken: Option<SystemTime>) -> Option<String> {
         let broken = jiff::Timestamp::try_from(broken?).ok()?;
         let finished = state.finished_at.as_deref().and_then(|at| at.parse::<jiff::Timestamp>().ok());
-        if self.engine.facts().live_restore || finished.is_some_and(|finished| finished < broken) {
+        if self.core.engine.facts().live_restore || finished.is_some_and(|finished| finished < broken) {
             return None;
         }
         let code = state.exit_code.unwrap_or_default();
@@ -162,8 +166,8 @@ impl Attendant {
         let killed = |state: &ContainerState| state.exit_code == Some(137) && state.oom_killed != Some(true);
         if killed(&state) && !self.known.placed().stopped {
             tokio::time::sleep(OOM_IS_TOLD_WITHIN).await;
-            let inspect = self.engine.docker.inspect_container(&self.known.name, None);
-            if let Ok(found) = self.engine.ask(PATIENCE, inspect).await {
+            let inspect = self.core.engine.docker.inspect_container(&self.known.name, None);
+            if let Ok(found) = self.core.engine.ask(PATIENCE, inspect).await {
                 state = found.state.unwrap_or(state);
             }
         }
@@ -177,7 +181,9 @@ impl Attendant {
             signal: code.and_then(signal),
             oom: state.oom_killed.unwrap_or(false),
             pids_exceeded: meter.pids_exceeded(),
-            not_kept_alive: false,
+            not_kept_alive: state.exit_code == Some(137)
+                && !self.known.placed().stopped
+                && self.kills.is_some_and(|before| self.core.keeper.kills() > before),
             usage: Usage { wall_ms: usage::wall_ms(&state), ..meter.usage() },
         }
     }

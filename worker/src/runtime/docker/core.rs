@@ -9,8 +9,8 @@ use bollard::errors::Error;
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, ListContainersOptionsBuilder, RemoveContainerOptionsBuilder,
 };
-use schemas::Workload;
 use schemas::task::{PullPolicy, WORK_FOLDER};
+use schemas::{StartId, Workload};
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -19,10 +19,12 @@ use super::attend::{Attendant, attach};
 use super::create::{Plan, check_limits};
 use super::engine::{Engine, PATIENCE};
 use super::jobs::{Jobs, Known};
+use super::keeper::Keeper;
 use super::labels::{Owner, container_name, task_labels};
 use super::network::Holder;
 use super::pull::Images;
-use super::refusal::{create_refused, start_refused, status, words};
+use super::refusal::{create_refused, is_unreachable, start_refused, status, words};
+use super::sweep::sweep;
 use super::{DockerConfig, NAME, files, output};
 use crate::policy::ContainerSettings;
 use crate::runtime::{Job, StartError, Started};
@@ -32,6 +34,11 @@ const REMOVE_AGAIN: Duration = Duration::from_millis(50);
 /// How often that is tried.
 const REMOVE_TRIES: u32 = 100;
 
+/// For a whole sweep.
+const SWEEP_PATIENCE: Duration = Duration::from_secs(120);
+/// What is younger may not be known to be live yet.
+const SWEEP_GRACE: Duration = Duration::from_secs(10);
+
 pub(super) struct Core {
     pub(super) engine: Arc<Engine>,
     pub(super) settings: ContainerSettings,
@@ -40,6 +47,7 @@ pub(super) struct Core {
     pub(super) attendants: TaskTracker,
     /// Nothing starts any more, and what runs ends.
     pub(super) closed: CancellationToken,
+    pub(super) keeper: Keeper,
     images: Images,
     holder: Holder,
     /// The engine sees this machine's folders; until it turns out that it does not.
@@ -47,13 +55,14 @@ pub(super) struct Core {
 }
 
 impl Core {
-    pub(super) fn new(engine: Arc<Engine>, config: DockerConfig) -> Self {
+    pub(super) async fn new(engine: Arc<Engine>, config: DockerConfig) -> Self {
         let owner = Owner { fleet: config.fleet, worker: config.worker, instance: config.instance };
         // A folder that others write to can only be read and removed by root; labels of SELinux would shut them out.
         let binds = nix::unistd::geteuid().is_root() && !engine.facts().selinux;
         Self {
             images: Images::new(engine.docker.clone(), NAME),
             holder: Holder::new(owner.clone()),
+            keeper: Keeper::start(config.guard, engine.host.clone(), owner.clone()).await,
             engine,
             settings: config.settings,
             owner,
@@ -91,7 +100,7 @@ impl Core {
             let _ = tell.send(Err(StartError::Failed { what, source: None }));
             return;
         };
-        let mut is_made = false;
+        let (mut is_made, kills) = (false, self.keeper.kills());
         let begun = self.begin(&job, &known, &given_up, &mut is_made).await;
         let (started, attached, output, stdin) = match begun {
             Ok((attached, stdin)) => {
@@ -111,11 +120,11 @@ impl Core {
             }
         };
         let attendant = Attendant {
-            engine: self.engine.clone(),
+            core: self.clone(),
             known: known.clone(),
             notes: job.notes.clone(),
-            closed: self.closed.clone(),
             again: Notify::new(),
+            kills: job.alive_until.map(|_| kills),
         };
         let start = job.start.clone();
         drop(job);
@@ -174,6 +183,9 @@ impl Core {
             bind: self.binds.load(Ordering::Relaxed),
             facts: &facts,
         };
+        if let Some(until) = job.alive_until {
+            self.keeper.extend(until);
+        }
         // No request from here on is broken off half way: what the engine made of it would not be known.
         *is_made = true;
         self.create(&mut plan, known).await?;
@@ -249,6 +261,30 @@ impl Core {
                 }
                 Err(error) => return Err(error),
             }
+        }
+    }
+
+    /// Sweeps now, on a timer and whenever the engine is back, until `stop`.
+    pub(super) async fn keep_clean(&self, stop: CancellationToken) {
+        let mut returns = self.engine.returns();
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(self.settings.sweep_every) => {}
+                _ = returns.changed() => {}
+                () = stop.cancelled() => return,
+            }
+            stop.run_until_cancelled(self.sweep()).await;
+        }
+    }
+
+    /// Removes what nobody owns. An engine that is down is swept when it is back. Cancel safe.
+    pub(super) async fn sweep(&self) {
+        let live = |start: &StartId| self.jobs.is_live(start);
+        match self.engine.ask(SWEEP_PATIENCE, sweep(&self.engine.docker, &self.owner, &live, SWEEP_GRACE)).await {
+            Ok(swept) if swept.is_nothing() => {}
+            Ok(swept) => tracing::info!(?swept, "swept what nobody owned"),
+            Err(error) if is_unreachable(&error).is_some() => {}
+            Err(error) => tracing::warn!(error = words(&error), "not swept"),
         }
     }
 

@@ -149,3 +149,64 @@ pub fn fit_header(mut request: BollardRequest) -> BollardRequest {
     }
     request
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn find(json: &str, registry: &str) -> (Option<DockerCredentials>, Option<String>) {
+        let found = serde_json::from_str::<File>(json).unwrap().find(registry);
+        (found.credentials, found.remark)
+    }
+
+    /// User and password, as the engine is told.
+    fn pair(json: &str, registry: &str) -> Option<(String, String)> {
+        let found = find(json, registry).0?;
+        Some((found.username?, found.password?))
+    }
+
+    #[test]
+    fn a_login_is_found_however_its_registry_is_written() {
+        let joe = Some(("joe".to_owned(), "pa:ss".to_owned()));
+        let auth = STANDARD.encode("joe:pa:ss");
+        for (key, registry) in [
+            ("ghcr.io", "ghcr.io"),
+            ("https://ghcr.io", "ghcr.io"),
+            ("https://ghcr.io/v2/", "ghcr.io"),
+            ("127.0.0.1:5000", "127.0.0.1:5000"),
+            ("https://index.docker.io/v1/", "docker.io"),
+        ] {
+            let json = format!(r#"{{"auths":{{"{key}":{{"auth":"{auth}"}}}},"credsStore":"desktop"}}"#);
+            assert_eq!(pair(&json, registry), joe, "{key}");
+            assert_eq!(pair(&json, "evil.example"), None, "{key}");
+            assert_eq!(find(&json, registry).1, None);
+        }
+        let plain = r#"{"auths":{"ghcr.io":{"username":"joe","password":"pa:ss"}}}"#;
+        assert_eq!(pair(plain, "ghcr.io"), joe);
+        let token = r#"{"auths":{"ghcr.io":{"auth":"PHRva2VuPjo=","identitytoken":"t"}}}"#;
+        assert_eq!(find(token, "ghcr.io").0.and_then(|found| found.identitytoken).as_deref(), Some("t"));
+    }
+
+    #[test]
+    fn a_helper_that_is_not_asked_is_told() {
+        let store = r#"{"auths":{"ghcr.io":{}},"credsStore":"desktop"}"#;
+        assert!(find(store, "ghcr.io").1.is_some_and(|remark| remark.contains("`desktop`")));
+        let helper = r#"{"credHelpers":{"ghcr.io":"gcloud"}}"#;
+        assert!(find(helper, "ghcr.io").1.is_some_and(|remark| remark.contains("`gcloud`")));
+        assert_eq!(find(helper, "quay.io"), (None, None));
+        assert_eq!(find("{}", "quay.io"), (None, None));
+    }
+
+    #[tokio::test]
+    async fn nothing_of_a_file_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("config.json");
+        assert!(Credentials::of_file(file.clone()).find("a").await.remark.is_none(), "no file is fine");
+        std::fs::write(&file, r#"{"auths":{"a":{"auth":"c2VjcmV0"}},"#).unwrap();
+        let found = Credentials::of_file(file.clone()).find("a").await;
+        assert!(found.remark.as_ref().is_some_and(|remark| !remark.contains("c2VjcmV0")), "{found:?}");
+        std::fs::write(&file, format!(r#"{{"auths":{{"a":{{"auth":"{}"}}}}}}"#, STANDARD.encode("u:secret"))).unwrap();
+        let found = Credentials::of_file(file).find("a").await;
+        assert!(found.credentials.is_some() && !format!("{found:?}").contains("secret"));
+    }
+}

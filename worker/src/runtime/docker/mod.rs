@@ -23,13 +23,16 @@ mod create;
 pub mod credentials;
 mod engine;
 mod files;
+pub mod guard;
 mod jobs;
+mod keeper;
 pub mod labels;
 mod network;
 mod output;
 pub mod pull;
 pub mod refusal;
 mod runtime;
+pub mod sweep;
 mod usage;
 
 use schemas::AgentId;

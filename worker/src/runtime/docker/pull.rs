@@ -475,3 +475,70 @@ impl Layers {
         format!("{done} of {} layers, {bytes:.1} of {of:.1} MiB", self.all.len())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[rustfmt::skip]
+    fn the_words_of_a_pull_tell_whether_it_may_go_well_later() {
+        use Code::{ImageNotFound, ImagePullFailed, InvalidImage};
+        let name = ImageName::parse("registry.example/a:1").unwrap();
+        for (status, words, expected) in [
+            (404, "manifest for registry.example/a:1 not found: manifest unknown: manifest unknown", ImageNotFound),
+            (404, "pull access denied for a, repository does not exist or may require 'docker login': denied: requested access to the resource is denied", ImageNotFound),
+            (404, "registry.example/a:1: not found", ImageNotFound),
+            (404, "repository registry.example/a not found: name unknown: repository name not known to registry", ImageNotFound),
+            (500, "Head \"https://registry.example/v2/a/manifests/1\": unauthorized: authentication required", ImageNotFound),
+            (500, "Head \"http://127.0.0.1:1/v2/a/manifests/1\": no basic auth credentials", ImageNotFound),
+            (500, "failed to resolve reference \"registry.example/a:1\": pull access denied, repository does not exist or may require authorization", ImageNotFound),
+            (404, "", ImageNotFound),
+            (404, "no matching manifest for linux/amd64 in the manifest list entries", InvalidImage),
+            (0, "no matching manifest for linux/amd64 in the manifest list entries", InvalidImage),
+            (400, "invalid reference format: repository name must be lowercase", InvalidImage),
+            (500, "image operating system \"windows\" cannot be used on this platform", InvalidImage),
+            (500, "Get \"https://registry.example/v2/\": dial tcp: lookup registry.example: no such host", ImagePullFailed),
+            (500, "Get \"https://registry.example/v2/\": dial tcp 127.0.0.1:1: connect: connection refused", ImagePullFailed),
+            (500, "Get \"https://registry.example/v2/\": net/http: request canceled while waiting for connection (Client.Timeout exceeded while awaiting headers)", ImagePullFailed),
+            (500, "Get \"https://registry.example/v2/\": net/http: TLS handshake timeout", ImagePullFailed),
+            (500, "received unexpected HTTP status: 503 Service Unavailable", ImagePullFailed),
+            (500, "toomanyrequests: You have reached your pull rate limit.", ImagePullFailed),
+            (0, "filesystem layer verification failed for digest sha256:abc", ImagePullFailed),
+            (0, "unexpected EOF", ImagePullFailed),
+            (0, "error pulling image configuration: image config verification failed for digest sha256:abc", ImagePullFailed),
+            (0, "write /var/lib/docker/tmp/x: no space left on device", ImagePullFailed),
+            (500, "x509: certificate signed by unknown authority", ImagePullFailed),
+            (500, "something nobody has seen yet", ImagePullFailed),
+        ] {
+            let status = Some(status).filter(|status| *status != 0);
+            assert_eq!(classified(&name, status, words).code, Some(expected), "{words}");
+        }
+    }
+
+    #[test]
+    fn layers_are_counted_by_what_is_told_of_them() {
+        let mut layers = Layers::default();
+        let mut tell = |id: &str, status: &str, bytes: Option<(i64, i64)>| {
+            let json = serde_json::json!({
+                "id": id, "status": status,
+                "progressDetail": bytes.map(|(current, total)| serde_json::json!({"current": current, "total": total})),
+            });
+            layers.take(&serde_json::from_value(json).unwrap());
+            layers.summary()
+        };
+        assert_eq!(tell("latest", "Pulling from library/alpine", None), "0 of 0 layers, 0.0 of 0.0 MiB");
+        assert_eq!(tell("a", "Pulling fs layer", None), "0 of 1 layers, 0.0 of 0.0 MiB");
+        assert_eq!(tell("b", "Already exists", None), "1 of 2 layers, 0.0 of 0.0 MiB");
+        assert_eq!(tell("a", "Downloading", Some((1 << 20, 4 << 20))), "1 of 2 layers, 1.0 of 4.0 MiB");
+        assert_eq!(tell("a", "Download complete", None), "1 of 2 layers, 4.0 of 4.0 MiB");
+        assert_eq!(tell("a", "Extracting", Some((1, 4 << 20))), "1 of 2 layers, 4.0 of 4.0 MiB");
+        assert_eq!(tell("a", "Pull complete", None), "2 of 2 layers, 4.0 of 4.0 MiB");
+    }
+
+    #[test]
+    fn other_architectures_run_where_machines_run_them() {
+        assert!(runs_on("386", "amd64") && runs_on("arm", "arm64"));
+        assert!(!cfg!(target_os = "linux") || !runs_on("no-such-architecture", "amd64"));
+    }
+}

@@ -45,10 +45,18 @@ impl DockerRuntime {
     /// Finds the engine and sweeps what earlier lives of this worker left on it.
     pub async fn new(config: DockerConfig) -> Result<Self, DockerRuntimeError> {
         let engine = Arc::new(Engine::connect(&config.settings).await?);
-        let core = Arc::new(Core::new(engine.clone(), config));
+        let core = Arc::new(Core::new(engine.clone(), config).await);
         let (services, end_services) = (TaskTracker::new(), CancellationToken::new());
         let end = end_services.clone();
         services.spawn(async move { engine.keep_watch(end).await });
+        // Before the first job: what an earlier life left may hold what this one needs.
+        if core.engine.trouble().borrow().is_none() {
+            core.sweep().await;
+        }
+        let (sweeper, end) = (core.clone(), end_services.clone());
+        services.spawn(async move { sweeper.keep_clean(end).await });
+        let (keeper, end) = (core.clone(), end_services.clone());
+        services.spawn(async move { keeper.keeper.keep(end).await });
         Ok(Self { core, services, end_services })
     }
 
@@ -179,6 +187,7 @@ impl DockerRuntime {
         self.end_services.cancel();
         self.services.close();
         self.services.wait().await;
+        core.keeper.end().await;
     }
 }
 
@@ -206,6 +215,7 @@ impl Runtime for DockerRuntime {
         let facts = self.core.engine.facts();
         let words = [
             ("cpu_limit", facts.cpu_limit),
+            ("keep_alive", self.core.keeper.is_guarded()),
             ("memory_limit", facts.memory_limit),
             ("network_none", true),
             ("network_shared", super::network::is_possible(&facts.architecture)),
@@ -273,7 +283,7 @@ impl Runtime for DockerRuntime {
     }
 
     fn keep_alive(&self, until: Instant) {
-        let _ = until;
+        self.core.keeper.extend(until);
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
