@@ -515,8 +515,8 @@ async fn a_start_that_fails_leaves_nothing() {
         ),
         (Container { privileged: true, ..shell("true") }, Code::PolicyForbidden),
         (Container { network: Some("host".to_owned()), ..shell("true") }, Code::PolicyForbidden),
-        (Container { engine_runtime: Some("no-such-runtime".to_owned()), ..shell("true") }, Code::InvalidTask),
-        (Container { network: Some("no-such-network".to_owned()), ..shell("true") }, Code::InvalidTask),
+        (Container { engine_runtime: Some("no-such-runtime".to_owned()), ..shell("true") }, Code::PolicyForbidden),
+        (Container { network: Some("no-such-network".to_owned()), ..shell("true") }, Code::PolicyForbidden),
     ];
     for (container, code) in refused {
         let job = fixture.job(container);
