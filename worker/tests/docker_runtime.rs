@@ -3,6 +3,8 @@
 
 #[path = "support/engine.rs"]
 mod engine;
+#[path = "support/proxy.rs"]
+mod proxy;
 
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int};
@@ -22,6 +24,7 @@ use shoal_worker::runtime::{Bounds, Exit, Job, Runtime, RuntimeError, StartError
 use tokio::io::AsyncReadExt;
 
 use engine::{IMAGE, engine};
+use proxy::Proxy;
 
 /// Becomes the guard before `main`, which belongs to the test harness and would start threads.
 #[used]
@@ -559,6 +562,175 @@ async fn a_closed_runtime_has_killed_everything_and_starts_nothing() {
     within(fixture.runtime.close()).await;
     assert_eq!(fixture.left().await, Vec::<String>::new());
     assert!(matches!(fixture.runtime.start(fixture.shell("true")).await, Err(StartError::Failed { .. })));
+}
+
+#[tokio::test]
+async fn a_container_outlives_an_outage_of_the_engine() {
+    if engine().await.is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut proxy = Proxy::open(folder.path());
+    let settings = ContainerSettings { docker_host: Some(proxy.host()), ..ContainerSettings::default() };
+    let Some(fixture) = Fixture::with(settings).await else { return };
+    let job =
+        fixture.shell("echo ready; while [ ! -e /shoal/end ]; do sleep 0.05; done; echo after; sleep 0.3; exit 5");
+    let (start, end) = (job.start.clone(), job.folder.join("end"));
+    let mut started = within(fixture.runtime.start(job)).await.unwrap();
+    read_until(&mut started.stdout, "ready").await;
+    let mut trouble = fixture.runtime.trouble().unwrap();
+
+    proxy.shut().await;
+    let seen = within(trouble.wait_for(Option::is_some)).await.unwrap().clone();
+    assert!(fixture.runtime.capabilities().reason == seen, "{seen:?}");
+    let refused = within(fixture.runtime.start(fixture.shell("true"))).await;
+    assert!(matches!(refused, Err(StartError::Unavailable { .. })));
+    assert_eq!(fixture.left().await, ["task"]);
+
+    proxy.reopen();
+    within(trouble.wait_for(Option::is_none)).await.unwrap();
+    std::fs::write(end, "").unwrap();
+    let output = fixture.finish(&start, started).await;
+    assert_eq!(output.exit.code, Some(5));
+    within(fixture.runtime.remove(&start)).await.unwrap();
+    fixture.close().await;
+}
+
+#[tokio::test]
+async fn a_container_that_ends_with_its_engine_is_lost() {
+    let Some(docker) = engine().await else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let mut proxy = Proxy::open(folder.path());
+    let settings = ContainerSettings { docker_host: Some(proxy.host()), ..ContainerSettings::default() };
+    let Some(fixture) = Fixture::with(settings).await else { return };
+    if docker.info().await.unwrap().live_restore_enabled == Some(true) {
+        return;
+    }
+    let job = fixture.shell("echo ready; sleep 1000");
+    let (start, mut started) = (job.start.clone(), within(fixture.runtime.start(job)).await.unwrap());
+    read_until(&mut started.stdout, "ready").await;
+    let id = fixture.inspect(&start).await.id.unwrap();
+    proxy.shut().await;
+    within(fixture.runtime.trouble().unwrap().wait_for(Option::is_some)).await.unwrap();
+    let kill = bollard::query_parameters::KillContainerOptionsBuilder::default().signal("SIGTERM").build();
+    docker.kill_container(&id, Some(kill)).await.unwrap();
+    let kill = bollard::query_parameters::KillContainerOptionsBuilder::default().signal("SIGKILL").build();
+    docker.kill_container(&id, Some(kill)).await.unwrap();
+    proxy.reopen();
+    assert!(matches!(within(fixture.runtime.wait(&start)).await, Err(RuntimeError::Lost { .. })));
+    drop(started);
+    fixture.close().await;
+}
+
+#[tokio::test]
+async fn files_are_copied_where_the_engine_does_not_see_the_folder() {
+    for read_only in [false, true] {
+        let Some(fixture) = Fixture::new().await else { return };
+        // The engine has other open files than we have.
+        let open = std::fs::File::open(fixture.folder.path()).unwrap();
+        // SAFETY: plain call on an open file.
+        let fd = unsafe { libc::fcntl(std::os::fd::AsRawFd::as_raw_fd(&open), libc::F_DUPFD_CLOEXEC, 900) };
+        let unseen = |path: &std::path::Path| {
+            let below = path.strip_prefix(fixture.folder.path()).unwrap();
+            std::path::Path::new(&format!("/proc/self/fd/{fd}")).join(below)
+        };
+        let script = "echo 42 > /shoal/.result; mkdir out; echo a > out/a.txt";
+        let container = Container { read_only, user: Some("job".to_owned()), ..shell(script) };
+        let job = fixture.job(container);
+        let job = Job { folder: unseen(&job.folder), artifacts: vec!["out/**".to_owned()], ..job };
+        check_files(&fixture, job).await;
+        // SAFETY: ours, and used by nobody any more.
+        unsafe { libc::close(fd) };
+        fixture.close().await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_kept_alive_is_killed_and_told() {
+    let Some(fixture) = Fixture::new().await else { return };
+    assert!(fixture.runtime.capabilities().capabilities.contains(&"keep_alive".to_owned()));
+    let script = "echo ready; sleep 1000";
+    let mortal = Job { alive_until: Some(Instant::now() + Duration::from_secs(2)), ..fixture.shell(script) };
+    let (start, mut started) = (mortal.start.clone(), within(fixture.runtime.start(mortal)).await.unwrap());
+    let immortal = fixture.shell(script);
+    let (other, mut others) = (immortal.start.clone(), within(fixture.runtime.start(immortal)).await.unwrap());
+    read_until(&mut started.stdout, "ready").await;
+    read_until(&mut others.stdout, "ready").await;
+    let began = Instant::now();
+    fixture.runtime.keep_alive(began + Duration::from_secs(3));
+    let exit = fixture.finish(&start, started).await.exit;
+    assert!(began.elapsed() >= Duration::from_secs(3), "{:?}", began.elapsed());
+    assert!(exit.not_kept_alive && exit.signal == Some(9), "{exit:?}");
+    let listed = fixture.runtime.list().await.unwrap();
+    assert!(listed.iter().any(|listed| listed.start == other && listed.status == Status::Running), "{listed:?}");
+    fixture.close().await;
+}
+
+#[tokio::test]
+async fn what_an_earlier_life_left_is_swept_before_the_first_job() {
+    let Some(fixture) = Fixture::new().await else { return };
+    let started = within(fixture.runtime.start(fixture.shell("sleep 1000"))).await.unwrap();
+    let config = DockerConfig {
+        settings: ContainerSettings::default(),
+        fleet: "test".to_owned(),
+        worker: fixture.worker.clone(),
+        instance: "two".to_owned(),
+        guard: GuardCommand::this_program(),
+    };
+    let next = within(DockerRuntime::new(config)).await.unwrap();
+    assert_eq!(fixture.left().await, Vec::<String>::new());
+    within(next.close()).await;
+    drop(started);
+    fixture.close().await;
+}
+
+#[tokio::test]
+#[ignore = "measures"]
+async fn what_a_container_costs_beside_the_bare_engine() {
+    use bollard::models::ContainerCreateBody;
+    use bollard::query_parameters::{AttachContainerOptionsBuilder, RemoveContainerOptionsBuilder};
+    use futures_util::StreamExt;
+    let Some(fixture) = Fixture::new().await else { return };
+    let (mut ours, mut bare) = (Vec::new(), Vec::new());
+    for _ in 0..40 {
+        let job = fixture.job(Container { command: vec!["true".to_owned()], ..Container::new(IMAGE) });
+        let (start, began) = (job.start.clone(), Instant::now());
+        fixture.run(job).await;
+        fixture.runtime.remove(&start).await.unwrap();
+        ours.push(began.elapsed());
+        let body = fixture.job(Container::new(IMAGE));
+        let host = bollard::models::HostConfig {
+            network_mode: Some("none".to_owned()),
+            log_config: Some(bollard::models::HostConfigLogConfig { typ: Some("none".to_owned()), config: None }),
+            cap_drop: Some(vec!["ALL".to_owned()]),
+            memory: Some(512 << 20),
+            nano_cpus: Some(1_000_000_000),
+            pids_limit: Some(512),
+            binds: Some(vec![format!("{}:/shoal", body.folder.display())]),
+            ..Default::default()
+        };
+        let body = ContainerCreateBody {
+            image: Some(IMAGE.to_owned()),
+            cmd: Some(vec!["true".to_owned()]),
+            host_config: Some(host),
+            ..Default::default()
+        };
+        let began = Instant::now();
+        let id = fixture.docker.create_container(None, body).await.unwrap().id;
+        let attach = AttachContainerOptionsBuilder::default().stream(true).stdout(true).stderr(true).build();
+        let mut attached = fixture.docker.attach_container(&id, Some(attach)).await.unwrap();
+        fixture.docker.start_container(&id, None).await.unwrap();
+        while attached.output.next().await.is_some() {}
+        let mut wait = fixture.docker.wait_container(&id, None);
+        wait.next().await.unwrap().unwrap();
+        let remove = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
+        fixture.docker.remove_container(&id, Some(remove)).await.unwrap();
+        bare.push(began.elapsed());
+    }
+    ours.sort();
+    bare.sort();
+    eprintln!("p50 ours {:?}, bare {:?}; p90 ours {:?}, bare {:?}", ours[20], bare[20], ours[36], bare[36]);
+    fixture.close().await;
 }
 
 #[tokio::test]

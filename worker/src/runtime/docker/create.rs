@@ -167,3 +167,136 @@ pub(super) fn check_limits(limits: &Bounds, defaults: &Bounds, facts: &Facts) ->
     }
     Ok(warnings)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::logs::Notes;
+    use schemas::{Cpu, QueueName, StartId, TaskId, TaskKey, Workload};
+
+    const ALL: Facts = Facts {
+        version: None,
+        architecture: String::new(),
+        cpus: Some(2),
+        cpu_limit: true,
+        memory_limit: true,
+        pids_limit: true,
+        live_restore: false,
+        selinux: false,
+    };
+
+    fn none() -> Facts {
+        Facts { cpu_limit: false, memory_limit: false, pids_limit: false, ..ALL }
+    }
+
+    fn bounds(millis: u64) -> Bounds {
+        Bounds { cpu: Limit::At(Cpu { millis }), memory: Limit::At(Bytes::mebi(8)), pids: Limit::At(9) }
+    }
+
+    fn body(container: Container, bind: bool, limits: Bounds, facts: &Facts) -> ContainerCreateBody {
+        let job = Job {
+            start: StartId::new("s").unwrap(),
+            key: TaskKey::new(QueueName::new("q").unwrap(), TaskId::new("t").unwrap()),
+            attempt: 1,
+            env: [("A".to_owned(), "1 = one".to_owned())].into(),
+            workload: Workload::Container(container.clone()),
+            folder: "/work/s".into(),
+            result_file: "/work/s.result".into(),
+            artifacts: Vec::new(),
+            notes: Notes::nowhere(),
+            limits,
+            alive_until: None,
+        };
+        let plan = Plan {
+            job: &job,
+            container: &container,
+            image: "sha256:abc",
+            working_dir: "/shoal",
+            labels: HashMap::new(),
+            network: "none",
+            mounts: &container.mounts,
+            bind,
+            facts,
+        };
+        plan.body()
+    }
+
+    fn host(container: Container, bind: bool, limits: Bounds, facts: &Facts) -> HostConfig {
+        body(container, bind, limits, facts).host_config.unwrap()
+    }
+
+    #[test]
+    fn what_a_task_leaves_out_is_the_images() {
+        let body = body(Container::new("a"), true, bounds(500), &ALL);
+        assert_eq!((body.cmd, body.entrypoint, body.user), (None, None, None));
+        assert_eq!(body.env, Some(vec!["A=1 = one".to_owned()]));
+        assert_eq!((body.open_stdin, body.stdin_once, body.tty), (Some(false), Some(false), Some(false)));
+        assert_eq!(body.healthcheck.and_then(|check| check.test), Some(vec!["NONE".to_owned()]));
+    }
+
+    #[test]
+    fn nothing_is_allowed_that_is_not_asked_for() {
+        let host = host(Container::new("a"), true, bounds(500), &ALL);
+        assert_eq!((host.cap_drop, host.cap_add), (Some(vec!["ALL".to_owned()]), None));
+        assert_eq!(host.security_opt, Some(vec!["no-new-privileges".to_owned()]));
+        assert_eq!((host.privileged, host.oom_kill_disable, host.auto_remove), (Some(false), None, Some(false)));
+        assert_eq!(host.network_mode.as_deref(), Some("none"));
+        assert_eq!(host.log_config.and_then(|log| log.typ).as_deref(), Some("none"));
+        assert_eq!((host.pid_mode, host.uts_mode, host.userns_mode, host.devices), (None, None, None, None));
+        let mounts = host.mounts.unwrap();
+        assert_eq!(mounts.len(), 1);
+        assert_eq!((mounts[0].source.as_deref(), mounts[0].target.as_deref()), (Some("/work/s"), Some("/shoal")));
+    }
+
+    #[test]
+    fn privileged_is_all_or_nothing() {
+        let container = Container { privileged: true, capabilities: vec!["NET_RAW".to_owned()], ..Container::new("a") };
+        let host = host(container, true, bounds(500), &ALL);
+        assert_eq!((host.privileged, host.cap_drop, host.cap_add, host.security_opt), (Some(true), None, None, None));
+    }
+
+    #[test]
+    fn what_cannot_be_written_to_has_places_that_can() {
+        let read_only = Container { read_only: true, ..Container::new("a") };
+        let bound = host(read_only.clone(), true, bounds(500), &ALL);
+        assert_eq!(bound.readonly_rootfs, Some(true));
+        assert_eq!(bound.tmpfs, Some(HashMap::from([("/tmp".to_owned(), "mode=1777".to_owned())])));
+        let copied = host(read_only.clone(), false, bounds(500), &ALL).mounts.unwrap();
+        assert_eq!((copied[0].typ, copied[0].target.as_deref()), (Some(MountType::VOLUME), Some("/shoal")));
+        let tmp = schemas::task::Mount { source: "/data".into(), target: "/tmp/".into(), read_only: true };
+        let covered = host(Container { mounts: vec![tmp], ..read_only }, true, bounds(500), &ALL);
+        assert_eq!(covered.tmpfs, None, "the task mounts something there");
+        assert_eq!(covered.mounts.unwrap()[0].read_only, Some(true));
+    }
+
+    #[test]
+    fn bounds_are_what_the_engine_takes() {
+        let cpu = |millis, facts: &Facts| {
+            let host = host(Container::new("a"), true, bounds(millis), facts);
+            (host.nano_cpus, host.cpu_period, host.cpu_quota)
+        };
+        assert_eq!(cpu(500, &ALL), (Some(500_000_000), None, None));
+        assert_eq!(cpu(64_000, &ALL), (Some(2_000_000_000), None, None), "more than there is");
+        assert_eq!(cpu(5, &ALL), (None, Some(1_000_000), Some(5_000)), "less than the engine's own unit");
+        let all = host(Container::new("a"), true, bounds(500), &ALL);
+        assert_eq!((all.memory, all.memory_swap, all.pids_limit), (Some(8 << 20), Some(8 << 20), Some(9)));
+        let unlimited = Bounds { cpu: Limit::Unlimited, memory: Limit::Unlimited, pids: Limit::Unlimited };
+        for host in
+            [host(Container::new("a"), true, unlimited, &ALL), host(Container::new("a"), true, bounds(1), &none())]
+        {
+            assert_eq!((host.nano_cpus, host.cpu_quota, host.memory, host.pids_limit), (None, None, None, None));
+        }
+    }
+
+    #[test]
+    fn a_bound_that_cannot_be_held_is_refused_to_a_task_and_told_of_a_default() {
+        let default = bounds(500);
+        assert_eq!(check_limits(&default, &default, &ALL).unwrap(), Vec::<String>::new());
+        assert_eq!(check_limits(&default, &default, &none()).unwrap().len(), 3);
+        let asked = Bounds { pids: Limit::At(3), ..default };
+        let refused = check_limits(&asked, &default, &none()).unwrap_err();
+        assert!(matches!(refused, StartError::LimitUnsupported { limit: "pids", .. }), "{refused}");
+        let unlimited = Bounds { pids: Limit::Unlimited, ..default };
+        assert_eq!(check_limits(&unlimited, &default, &none()).unwrap().len(), 2);
+    }
+}
