@@ -391,7 +391,7 @@ fn classified(name: &ImageName, status: Option<u16>, words: &str) -> Failed {
         "no matching manifest",
         "no match for platform",
         "does not match the specified platform",
-        "operating system cannot be used",
+        "image operating system",
         "unsupported manifest",
         "unsupported media type",
         "unsupported schema",
