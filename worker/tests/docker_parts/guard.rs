@@ -174,3 +174,14 @@ async fn a_guard_waits_for_an_engine_that_is_down() {
     eventually("what was left is removed", async || !engine.has(&left).await).await;
     eventually("the guard leaves", async || !is_alive(pid)).await;
 }
+
+#[tokio::test]
+async fn a_guard_does_not_wait_for_an_engine_that_is_gone_for_good() {
+    let folder = tempfile::tempdir().unwrap();
+    let host = format!("unix://{}", folder.path().join("socket").display());
+    let owner = Owner { fleet: random_word(), worker: AgentId::new("w").unwrap(), instance: "now".into() };
+    let guard = Guard::start(&GuardCommand::this_program(), &host, &owner).await.unwrap();
+    let pid = guard.pid().unwrap();
+    drop((guard, folder));
+    eventually("the guard leaves", async || !is_alive(pid)).await;
+}

@@ -286,7 +286,7 @@ impl Watch {
                 Ok(_) => is_empty_since = None,
                 Err(error) => {
                     is_empty_since = None;
-                    if began.elapsed() > PATIENCE {
+                    if began.elapsed() > PATIENCE || self.engine.is_gone_for_good() {
                         return Err(error);
                     }
                     pause = (pause * 2).min(Duration::from_secs(5));
@@ -328,6 +328,14 @@ impl Engine {
             Some(("unix", path)) => Ok(Self::Unix(path.into())),
             Some(("tcp" | "http", address)) => Ok(Self::Tcp(address.trim_end_matches('/').to_owned())),
             _ => Err(io::Error::other(format!("`{host}` is neither unix://… nor tcp://…"))),
+        }
+    }
+
+    /// Not only its socket is gone, as of an engine that is down, but the place where it would come back.
+    fn is_gone_for_good(&self) -> bool {
+        match self {
+            Self::Unix(socket) => socket.parent().is_some_and(|folder| !folder.exists()),
+            Self::Tcp(_) => false,
         }
     }
 
