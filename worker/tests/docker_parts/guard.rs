@@ -85,7 +85,7 @@ async fn a_worker_that_is_killed_takes_its_containers_along() {
         eventually("what the worker left is removed", async || !engine.has(id).await).await;
     }
     // One that a request under way still made.
-    let late = engine.run(task(&engine.owner, "late", true)).await;
+    let late = engine.create(task(&engine.owner, "late", true)).await;
     eventually("the late one is removed", async || !engine.has(&late).await).await;
     eventually("the guard leaves", async || !is_alive(guard)).await;
     assert!(engine.runs(&stranger).await);

@@ -98,6 +98,13 @@ impl Engine {
 
     /// Runs a container that sleeps; its id.
     pub async fn run(&self, labels: HashMap<String, String>) -> String {
+        let id = self.create(labels).await;
+        self.docker.start_container(&id, None).await.unwrap();
+        id
+    }
+
+    /// Makes it only.
+    pub async fn create(&self, labels: HashMap<String, String>) -> String {
         let body = ContainerCreateBody {
             image: Some(IMAGE.into()),
             cmd: Some(vec!["sleep".into(), "600".into()]),
@@ -105,9 +112,7 @@ impl Engine {
             host_config: Some(HostConfig { network_mode: Some("none".into()), ..HostConfig::default() }),
             ..ContainerCreateBody::default()
         };
-        let id = self.docker.create_container(None::<CreateContainerOptions>, body).await.unwrap().id;
-        self.docker.start_container(&id, None).await.unwrap();
-        id
+        self.docker.create_container(None::<CreateContainerOptions>, body).await.unwrap().id
     }
 
     pub async fn network(&self, labels: HashMap<String, String>) -> String {

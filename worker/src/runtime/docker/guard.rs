@@ -43,7 +43,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// The same once nothing was found for a while.
 const LOOK_SELDOM: Duration = Duration::from_secs(30);
 /// The worker is gone and nothing was found: a request of its may still be under way inside the engine.
-const LINGER: Duration = Duration::from_secs(2);
+const LINGER: Duration = Duration::from_secs(5);
 /// An engine that is down when the worker dies is waited for; after this the next worker's sweep is as good.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
 /// For one answer; the removal of a container that does not die takes an engine some ten seconds.
