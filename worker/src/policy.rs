@@ -196,11 +196,20 @@ fn forbidden<T>(what: &str, flag: &str, value: &str) -> Result<T, StartError> {
     Err(StartError::Refused { code: Code::PolicyForbidden, message })
 }
 
+/// Whether it can allow any image: it is the name of one, or a glob.
+pub fn is_image_glob(glob: &str) -> bool {
+    if is_plain(glob) { ImageName::parse(glob).is_ok() } else { GlobBuilder::new(glob).build().is_ok() }
+}
+
+fn is_plain(glob: &str) -> bool {
+    !glob.contains(['*', '?', '[', '{'])
+}
+
 /// Whether a glob of `--allowed-images` takes this image. One without tag and digest takes all of a name; one that cannot
 /// be read takes none.
 fn allows_image(glob: &str, name: &ImageName) -> bool {
     // Without a wildcard it is a name as any other, whichever way it is spelt.
-    if !glob.contains(['*', '?', '[', '{']) {
+    if is_plain(glob) {
         return ImageName::parse(glob).is_ok_and(|allowed| {
             allowed.repository() == name.repository() && (!picks(glob) || allowed.pick() == name.pick())
         });
@@ -424,6 +433,7 @@ mod tests {
         ] {
             assert!(!allows(&[glob], image), "{glob} {image}");
         }
+        assert!(!is_image_glob("[") && !is_image_glob("Alpine") && is_image_glob("*") && is_image_glob("alpine:3"));
         assert!(!allows(&[], "alpine"), "an empty list allows none");
         assert!(check(&ContainerSettings::default(), &Container::new("any.example/x")).is_none());
     }

@@ -43,7 +43,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// The same once nothing was found for a while.
 const LOOK_SELDOM: Duration = Duration::from_secs(30);
 /// The worker is gone and nothing was found: a request of its may still be under way inside the engine.
-const LINGER: Duration = Duration::from_secs(2);
+const LINGER: Duration = Duration::from_secs(5);
 /// An engine that is down when the worker dies is waited for; after this the next worker's sweep is as good.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
 /// For one answer; the removal of a container that does not die takes an engine some ten seconds.
@@ -286,7 +286,7 @@ impl Watch {
                 Ok(_) => is_empty_since = None,
                 Err(error) => {
                     is_empty_since = None;
-                    if began.elapsed() > PATIENCE {
+                    if began.elapsed() > PATIENCE || self.engine.is_gone_for_good() {
                         return Err(error);
                     }
                     pause = (pause * 2).min(Duration::from_secs(5));
@@ -328,6 +328,14 @@ impl Engine {
             Some(("unix", path)) => Ok(Self::Unix(path.into())),
             Some(("tcp" | "http", address)) => Ok(Self::Tcp(address.trim_end_matches('/').to_owned())),
             _ => Err(io::Error::other(format!("`{host}` is neither unix://… nor tcp://…"))),
+        }
+    }
+
+    /// Not only its socket is gone, as of an engine that is down, but the place where it would come back.
+    fn is_gone_for_good(&self) -> bool {
+        match self {
+            Self::Unix(socket) => socket.parent().is_some_and(|folder| !folder.exists()),
+            Self::Tcp(_) => false,
         }
     }
 

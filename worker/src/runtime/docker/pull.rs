@@ -120,7 +120,7 @@ impl Images {
             remarks = now.remarks.len();
             match now.ended {
                 Some(Ok(())) => {
-                    notes.say(&format!("pulled image {name}: {}", now.summary)).await;
+                    notes.say(&now.line).await;
                     return Ok(());
                 }
                 Some(Err(failed)) => {
@@ -267,8 +267,6 @@ struct State {
     line: String,
     /// What is to be known beside.
     remarks: Vec<String>,
-    /// Of a pull that went well.
-    summary: String,
     ended: Option<Result<(), Failed>>,
 }
 
@@ -299,7 +297,11 @@ async fn run(inner: Arc<Inner>, name: ImageName, state: watch::Sender<State>) {
     let mut layers = Layers::default();
     let ended = pull(&inner, &name, &state, &mut layers).await;
     state.send_modify(|state| {
-        state.summary = format!("{} in {:.1} s", layers.summary(), began.elapsed().as_secs_f64());
+        let seconds = began.elapsed().as_secs_f64();
+        state.line = match layers.all.len() {
+            0 => format!("image {name} is what its registry has"),
+            _ => format!("pulled image {name}: {} in {seconds:.1} s", layers.summary()),
+        };
         state.ended = Some(ended);
     });
 }
@@ -391,7 +393,7 @@ fn classified(name: &ImageName, status: Option<u16>, words: &str) -> Failed {
         "no matching manifest",
         "no match for platform",
         "does not match the specified platform",
-        "operating system cannot be used",
+        "image operating system",
         "unsupported manifest",
         "unsupported media type",
         "unsupported schema",
@@ -514,6 +516,106 @@ mod tests {
             let status = Some(status).filter(|status| *status != 0);
             assert_eq!(classified(&name, status, words).code, Some(expected), "{words}");
         }
+    }
+
+    /// An engine of one image, which is there once a pull ended well; `pull` is what is said about that, each after its
+    /// pause.
+    fn fake_engine(folder: &std::path::Path, pull: Vec<(u64, &'static str)>) -> Docker {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let socket = folder.join("socket");
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        tokio::spawn(async move {
+            let mut is_there = false;
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut request = Vec::new();
+                while !request.ends_with(b"\r\n\r\n") {
+                    request.push(stream.read_u8().await.unwrap());
+                }
+                let request = String::from_utf8(request).unwrap();
+                let path = request.split(' ').nth(1).unwrap();
+                let answer = |status: &str, body: &str| format!("HTTP/1.1 {status}\r\nConnection: close\r\n\r\n{body}");
+                let simple = match path {
+                    _ if path.contains("/images/create") => {
+                        stream.write_all(answer("200 OK", "").as_bytes()).await.unwrap();
+                        for (pause, line) in &pull {
+                            tokio::time::sleep(Duration::from_millis(*pause)).await;
+                            stream.write_all(format!("{line}\r\n").as_bytes()).await.unwrap();
+                        }
+                        is_there = true;
+                        continue;
+                    }
+                    _ if path.contains("/images/") && is_there => answer("200 OK", r#"{"Id":"sha256:1","Os":"linux"}"#),
+                    _ if path.contains("/images/") => answer("404 Not Found", r#"{"message":"No such image: a"}"#),
+                    _ => answer("200 OK", r#"{"Os":"linux","Arch":"amd64"}"#),
+                };
+                stream.write_all(simple.as_bytes()).await.unwrap();
+            }
+        });
+        Docker::connect_with_host(&format!("unix://{}", socket.display())).unwrap()
+    }
+
+    /// What became of the pull, and what was said about it.
+    async fn pulled(pull: Vec<(u64, &'static str)>) -> (Result<Image, StartError>, Vec<String>) {
+        let folder = tempfile::tempdir().unwrap();
+        let credentials = Credentials::of_file(folder.path().join("none"));
+        let images = Images::with_credentials(fake_engine(folder.path(), pull), "docker", credentials);
+        let (notes, mut heard) = Notes::heard();
+        let ensured = images.ensure("a", PullPolicy::Always, &notes).await;
+        drop(notes);
+        let mut lines = Vec::new();
+        while let Some((_, line)) = heard.recv().await {
+            lines.push(String::from_utf8(line.to_vec()).unwrap().trim().to_owned());
+        }
+        (ensured, lines)
+    }
+
+    #[tokio::test]
+    async fn progress_is_told_at_the_pace_of_people() {
+        let mut pull = vec![(0, r#"{"status":"Pulling from library/a","id":"latest"}"#)];
+        pull.push((0, r#"{"status":"Pulling fs layer","progressDetail":{},"id":"x"}"#));
+        for line in [
+            r#"{"status":"Downloading","progressDetail":{"current":1048576,"total":3145728},"id":"x"}"#,
+            r#"{"status":"Downloading","progressDetail":{"current":2097152,"total":3145728},"id":"x"}"#,
+        ] {
+            pull.extend([(300, line), (300, line), (300, line)]);
+        }
+        pull.push((0, r#"{"status":"Pull complete","progressDetail":{},"id":"x"}"#));
+        pull.push((0, r#"{"status":"Status: Downloaded newer image for a:latest"}"#));
+        let (ensured, lines) = pulled(pull).await;
+        assert_eq!(ensured.unwrap().id, "sha256:1");
+        assert_eq!(lines.first().unwrap(), "[shoal] pulling image docker.io/library/a:latest");
+        let last = lines.last().unwrap();
+        assert!(
+            last.starts_with("[shoal] pulled image docker.io/library/a:latest: 1 of 1 layers, 3.0 of 3.0 MiB in "),
+            "{last}"
+        );
+        // In two seconds: the first, the last, and at most three between.
+        assert!((3..=5).contains(&lines.len()), "{lines:?}");
+        assert!(lines.iter().any(|line| line.contains("0 of 1 layers")), "{lines:?}");
+    }
+
+    #[tokio::test]
+    async fn an_error_in_the_stream_is_an_error_however_it_is_told() {
+        let begin = (0, r#"{"status":"Pulling from library/a","id":"latest"}"#);
+        for (line, expected) in [
+            (r#"{"errorDetail":{"message":"manifest unknown"},"error":"manifest unknown"}"#, Code::ImageNotFound),
+            (
+                r#"{"errorDetail":{"code":1,"message":"unexpected EOF"},"error":"unexpected EOF"}"#,
+                Code::ImagePullFailed,
+            ),
+            (r#"{"errorDetail":{"code":1}}"#, Code::ImagePullFailed),
+            // As some engines do, in a field of which our client knows nothing.
+            (r#"{"error":"unexpected EOF"}"#, Code::ImagePullFailed),
+        ] {
+            let (ensured, lines) = pulled(vec![begin, (0, line)]).await;
+            assert!(
+                matches!(&ensured, Err(StartError::Refused { code, .. }) if *code == expected),
+                "{line} {ensured:?}"
+            );
+            assert!(lines.last().unwrap().contains("is not pulled: "), "{lines:?}");
+        }
+        let (ensured, _) = pulled(vec![begin, (0, "{\"status\":\"Pul")]).await;
+        assert!(ensured.is_err(), "{ensured:?}");
     }
 
     #[test]

@@ -131,7 +131,7 @@ fn reason(text: &str) -> Reason {
     }
     if has(&["invalid reference format", "invalid checksum digest", "unsupported digest algorithm", "repository name must be",
              "cannot specify 64-byte hexadecimal", "exec format error", "does not match the specified platform",
-             "no matching manifest", "operating system cannot be used"]) {
+             "no matching manifest", "image operating system"]) {
         return Reason::Code(Code::InvalidImage);
     }
     if has(&["no command specified", "no command or entrypoint"]) {
