@@ -72,16 +72,11 @@ impl Fleet {
     /// Replaces the worker of an own fleet by one with these settings, and waits until it runs as it will go on
     /// running: for one ack wait after a connect every start is claimed first.
     pub async fn worker(&mut self, runtimes: &str, slots: usize, settings: &[Setting]) -> Result<(), BenchError> {
-        let Some(own) = &mut self.own else { return Ok(()) };
-        if let Some(worker) = own.worker.take() {
-            end(worker).await;
+        if self.own.is_none() {
+            return Ok(());
         }
-        let mut command = shoal("worker", &own.server.url());
-        command.env("SHOAL_WORKER_ID", "bench").env("SHOAL_RUNTIMES", runtimes);
-        command.env("SHOAL_SLOTS", slots.to_string()).env("SHOAL_STATE_DIR", own.folder.path().join("state"));
-        command.envs(settings.iter().map(|(name, value)| (name, value)));
-        let (worker, _) = ready(command).await?;
-        own.worker = Some(worker);
+        self.end_worker().await;
+        self.start_worker(runtimes, slots, settings).await?;
         tokio::time::sleep(ACK_WAIT.0 + Duration::from_secs(1)).await;
         match self.client.agent("bench").await {
             Ok(agent) if agent.status == AgentStatus::Ready => Ok(()),
@@ -91,6 +86,37 @@ impl Fleet {
             }),
             Err(error) => Err(BenchError::fleet("the worker is not in the registry", error)),
         }
+    }
+
+    /// Waits until a task lies in the queue.
+    pub async fn queued(&self, queue: &schemas::QueueName) -> Result<(), BenchError> {
+        let (stream, subjects) = (self.client.names.tasks_stream(), self.client.names.queue_subjects(queue));
+        loop {
+            let found = self.client.js.subjects(&stream, &subjects, 0).await;
+            if found.map_err(|error| BenchError::fleet("could not look at the queue", error))?.total > 0 {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Ends the worker of an own fleet.
+    pub async fn end_worker(&mut self) {
+        if let Some(worker) = self.own.as_mut().and_then(|own| own.worker.take()) {
+            end(worker).await;
+        }
+    }
+
+    /// Starts the worker of an own fleet; returns once it takes work.
+    pub async fn start_worker(&mut self, runtimes: &str, slots: usize, settings: &[Setting]) -> Result<(), BenchError> {
+        let Some(own) = &mut self.own else { return Ok(()) };
+        let mut command = shoal("worker", &own.server.url());
+        command.env("SHOAL_WORKER_ID", "bench").env("SHOAL_RUNTIMES", runtimes);
+        command.env("SHOAL_SLOTS", slots.to_string()).env("SHOAL_STATE_DIR", own.folder.path().join("state"));
+        command.envs(settings.iter().map(|(name, value)| (name, value)));
+        let (worker, _) = ready(command).await?;
+        own.worker = Some(worker);
+        Ok(())
     }
 
     /// Starts a dispatcher of an own fleet; where its HTTP listens.
@@ -105,10 +131,14 @@ impl Fleet {
 
     /// CPU time so far of `worker` and `server`, where they are ours.
     pub fn cpu(&self) -> Vec<(&'static str, Duration)> {
-        let Some(own) = &self.own else { return Vec::new() };
-        let worker = own.worker.as_ref().and_then(Child::id).map(|pid| ("worker", cpu_of(pid)));
-        let server = own.server.pid().map(|pid| ("server", cpu_of(pid)));
-        worker.into_iter().chain(server).collect()
+        self.pids().map(|(part, pid)| (part, cpu_of(pid))).collect()
+    }
+
+    /// The processes of `worker` and `server`, where they are ours.
+    pub fn pids(&self) -> impl Iterator<Item = (&'static str, u32)> {
+        let worker = self.own.as_ref().and_then(|own| own.worker.as_ref()?.id()).map(|pid| ("worker", pid));
+        let server = self.own.as_ref().and_then(|own| own.server.pid()).map(|pid| ("server", pid));
+        worker.into_iter().chain(server)
     }
 
     /// Ends what is ours.

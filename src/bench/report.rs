@@ -21,6 +21,29 @@ pub struct Report {
     pub foreign_cpu: Option<f64>,
     /// One a case.
     pub rows: Vec<Row>,
+    /// What an own fleet takes while nothing is to do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle: Option<Idle>,
+}
+
+/// A fleet at rest.
+#[derive(Clone, Debug, Serialize)]
+pub struct Idle {
+    /// From the start of a worker's process to the end of a task that waited for it, in milliseconds.
+    pub first_task_ms: Spread,
+    /// Each part.
+    pub parts: Vec<IdlePart>,
+}
+
+/// One process at rest.
+#[derive(Clone, Debug, Serialize)]
+pub struct IdlePart {
+    /// `worker` or `server`.
+    pub part: &'static str,
+    /// Of one core.
+    pub cpu_percent: f64,
+    /// In RAM.
+    pub memory_mib: f64,
 }
 
 /// One case.

@@ -1,7 +1,7 @@
 //! The suites: what is measured, beside what, and how often.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use clap::ValueEnum;
@@ -9,7 +9,7 @@ use schemas::QueueName;
 
 use super::fleet::Fleet;
 use super::load::{Load, round};
-use super::report::{Bare, PartCpu, Report, Round, Row, Spread};
+use super::report::{Bare, Idle, IdlePart, PartCpu, Report, Round, Row, Spread};
 use super::{BenchError, bare, machine};
 use crate::output;
 
@@ -22,6 +22,8 @@ pub enum Suite {
     Latency,
     /// `/bin/true` as a process, beside a bare spawn loop
     Process,
+    /// A fleet of our own at rest, and how soon a new worker is of use
+    Idle,
 }
 
 impl Suite {
@@ -48,6 +50,9 @@ const NOOP: &str = r#"{"workload":{"kind":"call","handler":"noop","payload":"PAD
 const TRUE: &str = r#"{"workload":{"kind":"process","command":["/bin/true"]}}"#;
 /// Payload of a no-op's task, in bytes: that of the engine's own measure.
 const TASK_BYTES: usize = 256;
+
+/// How long a fleet at rest is watched.
+const IDLE_SPAN: Duration = Duration::from_secs(30);
 
 /// One case of a suite.
 struct Case {
@@ -93,7 +98,7 @@ pub async fn run(plan: &Plan, place: Place) -> Result<Report, BenchError> {
         Place::Given(client) => Fleet::given(*client).await?,
     };
     let before = machine::MachineTime::now();
-    let mut bench = Bench { plan, name: 0, rows: Vec::new(), ours: Duration::ZERO, measured: before };
+    let mut bench = Bench { plan, name: 0, rows: Vec::new(), idle: None, ours: Duration::ZERO, measured: before };
     let measured = bench.all(&mut fleet).await;
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),
@@ -103,6 +108,7 @@ pub async fn run(plan: &Plan, place: Place) -> Result<Report, BenchError> {
         rounds: plan.rounds,
         foreign_cpu: fleet.is_own().then(|| bench.measured.foreign_share(before, bench.ours)),
         rows: std::mem::take(&mut bench.rows),
+        idle: bench.idle.take(),
     };
     fleet.end().await;
     measured.map(|()| report)
@@ -112,6 +118,7 @@ struct Bench<'a> {
     plan: &'a Plan,
     name: usize,
     rows: Vec<Row>,
+    idle: Option<Idle>,
     ours: Duration,
     measured: machine::MachineTime,
 }
@@ -123,6 +130,7 @@ impl Bench<'_> {
                 Suite::Throughput => self.throughput(fleet).await?,
                 Suite::Latency => self.latency(fleet).await?,
                 Suite::Process => self.process(fleet).await?,
+                Suite::Idle => self.idle(fleet).await?,
             }
         }
         Ok(())
@@ -153,6 +161,45 @@ impl Bench<'_> {
         Ok(())
     }
 
+    async fn idle(&mut self, fleet: &mut Fleet) -> Result<(), BenchError> {
+        if !fleet.is_own() {
+            output::talk(format_args!("idle: left out, for the fleet is not ours to stop and start"));
+            return Ok(());
+        }
+        output::talk(format_args!("idle: a new worker, then nothing …"));
+        let mut first_task_ms = Vec::new();
+        for _ in 0..self.plan.rounds {
+            fleet.end_worker().await;
+            let load = Load { body: NOOP.into(), queue: self.plan.queue.clone(), tasks: 1, in_flight: 1 };
+            let (client, watcher, name) = (fleet.client.clone(), fleet.watcher.clone(), self.next_name());
+            let waiting = tokio::spawn(async move { round(&client, &watcher, &load, &name).await });
+            fleet.queued(&self.plan.queue).await?;
+            let began = Instant::now();
+            fleet.start_worker("call", 16, &[]).await?;
+            waiting.await.map_err(|error| BenchError::fleet("the first task was not seen", error))??;
+            first_task_ms.push(began.elapsed().as_secs_f64() * 1e3);
+        }
+        let span = IDLE_SPAN.mul_f64(self.plan.percent as f64 / 100.0);
+        let before = fleet.cpu();
+        tokio::time::sleep(span).await;
+        let cpu = fleet.cpu().into_iter().zip(before).map(|((_, now), (_, then))| now.saturating_sub(then));
+        let part = |((part, pid), cpu): ((&'static str, u32), Duration)| IdlePart {
+            part,
+            cpu_percent: cpu.as_secs_f64() / span.as_secs_f64() * 100.0,
+            memory_mib: machine::memory_mib(pid),
+        };
+        let parts = fleet.pids().zip(cpu).map(part).collect();
+        self.measured = machine::MachineTime::now();
+        self.idle = Some(Idle { first_task_ms: Spread::of(first_task_ms), parts });
+        Ok(())
+    }
+
+    /// Makes the ids of a round unique, also beside another bench on the same fleet.
+    fn next_name(&mut self) -> String {
+        self.name += 1;
+        format!("{}-{}", std::process::id(), self.name)
+    }
+
     fn jobs(&self, usual: usize) -> usize {
         (usual * self.plan.percent / 100).max(1)
     }
@@ -167,14 +214,13 @@ impl Bench<'_> {
         output::talk(format_args!("{}: {} …", case.suite, case.name));
         let (mut rounds, mut bare, mut cpu) = (Vec::new(), Vec::new(), Vec::<Vec<PartCpu>>::new());
         for _ in 0..self.plan.rounds {
-            self.name += 1;
             let load = Load {
                 queue: self.plan.queue.clone(),
                 body: case.body.clone(),
                 tasks: case.jobs,
                 in_flight: case.in_flight,
             };
-            let name = format!("{}-{}", std::process::id(), self.name);
+            let name = self.next_name();
             let (parts, own) = (fleet.cpu(), machine::own_cpu());
             rounds.push(round(&fleet.client, &fleet.watcher, &load, &name).await?);
             let own = machine::own_cpu().saturating_sub(own);

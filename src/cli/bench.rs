@@ -79,7 +79,21 @@ fn print(report: &Report) {
             beside(row),
         ]);
     }
-    table.print();
+    if !report.rows.is_empty() {
+        table.print();
+    }
+    if let Some(idle) = &report.idle {
+        let mut table = Table::new(&["AT REST", "CPU % OF A CORE", "MEMORY MIB"]);
+        for part in &idle.parts {
+            table.row([part.part.into(), format!("{:.2}", part.cpu_percent), format!("{:.1}", part.memory_mib)]);
+        }
+        table.print();
+        let first = idle.first_task_ms;
+        output::line(format_args!(
+            "a new worker's first task had ended after {:.0} ms [{:.0}-{:.0}]",
+            first.median, first.least, first.most
+        ));
+    }
     let foreign = report.foreign_cpu.map_or(String::new(), |share| {
         format!(", {:.0} % of the machine used by others and by what the jobs started", share * 100.0)
     });
