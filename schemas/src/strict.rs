@@ -30,18 +30,24 @@ impl InvalidTask {
         Self { field: String::new(), problem }
     }
 
-    fn unknown(path: &str, name: &str, known: &[&str]) -> Self {
-        let nearest = known
-            .iter()
-            .map(|candidate| (strsim::damerau_levenshtein(name, candidate), *candidate))
-            .filter(|(distance, candidate)| *distance <= 1 + candidate.len() / 3)
-            .min();
-        let hint = match nearest {
-            Some((_, nearest)) => format!("did you mean `{nearest}`?"),
-            None => format!("known are {}", known.join(", ")),
-        };
+    /// A field that is not known, below `path`.
+    pub fn unknown(path: &str, name: &str, known: &[&str]) -> Self {
+        let hint = did_you_mean(name, known);
         let name: String = name.chars().take(64).collect();
         Self { field: join(path, &name), problem: format!("unknown field; {hint}") }
+    }
+}
+
+/// The nearest known name, or all of them.
+pub fn did_you_mean(name: &str, known: &[&str]) -> String {
+    let nearest = known
+        .iter()
+        .map(|candidate| (strsim::damerau_levenshtein(name, candidate), *candidate))
+        .filter(|(distance, candidate)| *distance <= 1 + candidate.len() / 3)
+        .min();
+    match nearest {
+        Some((_, nearest)) => format!("did you mean `{nearest}`?"),
+        None => format!("known are {}", known.join(", ")),
     }
 }
 
