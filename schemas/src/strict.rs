@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 use schemars::schema_for;
 use serde_json::{Map, Value};
 
+use crate::http::{AgentBeat, AgentRegistration};
 use crate::queue::QueueSettings;
 use crate::task::Task;
 
@@ -57,6 +58,8 @@ fn join(path: &str, name: &str) -> String {
 
 static TASK: LazyLock<Value> = LazyLock::new(|| schema_for!(Task).to_value());
 static QUEUE: LazyLock<Value> = LazyLock::new(|| schema_for!(QueueSettings).to_value());
+static REGISTRATION: LazyLock<Value> = LazyLock::new(|| schema_for!(AgentRegistration).to_value());
+static BEAT: LazyLock<Value> = LazyLock::new(|| schema_for!(AgentBeat).to_value());
 
 /// Reads a task as a submitter's: nothing unknown, nothing wrong.
 pub fn task(value: &Value) -> Result<Task, InvalidTask> {
@@ -68,6 +71,16 @@ pub fn task(value: &Value) -> Result<Task, InvalidTask> {
 /// Reads queue settings the same way.
 pub fn queue_settings(value: &Value) -> Result<QueueSettings, InvalidTask> {
     checked(&QUEUE, value)
+}
+
+/// Reads the registration of an agent the same way.
+pub fn agent_registration(value: &Value) -> Result<AgentRegistration, InvalidTask> {
+    checked(&REGISTRATION, value)
+}
+
+/// Reads a heartbeat the same way.
+pub fn agent_beat(value: &Value) -> Result<AgentBeat, InvalidTask> {
+    checked(&BEAT, value)
 }
 
 fn checked<T: serde::de::DeserializeOwned>(schema: &Value, value: &Value) -> Result<T, InvalidTask> {

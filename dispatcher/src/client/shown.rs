@@ -1,8 +1,8 @@
 //! What the client knows, as commands and HTTP show it.
 
 use base64::Engine;
-use schemas::http::{Accepted, CancelOutcome as Outcome, IdHolder, LogPiece, QueueInfo, QueuedTask, ShownTask};
 use schemas::AgentRecord;
+use schemas::http::{Accepted, CancelOutcome as Outcome, IdHolder, LogPiece, QueueInfo, QueuedTask, ShownTask};
 
 use super::{AgentView, CancelEnd, Holder, ListItem, LogChunk, QueueView, Submitted, TaskView};
 
