@@ -22,13 +22,12 @@ pub(crate) use agents::{AgentsQuery, list as list_agents};
 pub(crate) use queues::list as list_queues;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use axum::extract::{DefaultBodyLimit, FromRef};
 use axum::http::{HeaderName, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
 use axum::serve::ListenerExt;
 use axum::{Router, middleware};
 use bytes::Bytes;
@@ -116,30 +115,37 @@ pub async fn listen(address: SocketAddr, settings: &HttpSettings) -> Result<List
 
 /// Every call there is.
 fn operations() -> Vec<Operation> {
-    [
+    let own = Operation::new(&Method::GET, "/openapi.json", "document", "This document", document)
+        .answer::<serde_json::Map<String, serde_json::Value>>(StatusCode::OK, "OpenAPI 3.1.");
+    let rooms = [
         health::operations(),
         tasks::operations(),
         events::operations(),
         artifacts::operations(),
         agents::operations(),
         queues::operations(),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
+        vec![own],
+    ];
+    rooms.into_iter().flatten().collect()
+}
+
+/// The document of all calls, itself included.
+static DOCUMENT: LazyLock<Bytes> = LazyLock::new(|| {
+    let document = openapi::document(&operations(), env!("CARGO_PKG_VERSION"));
+    serde_json::to_vec(&document).expect("a document is JSON").into()
+});
+
+async fn document() -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, openapi::JSON)], DOCUMENT.clone())
 }
 
 /// All calls behind their guard.
 fn routes(api: Api, settings: HttpSettings, address: SocketAddr) -> Router {
-    let operations = operations();
-    let document = openapi::document(&operations, env!("CARGO_PKG_VERSION"));
-    let document = Bytes::from(serde_json::to_vec(&document).expect("a document is JSON"));
     let cors = cors(&settings);
     let body_limit = usize::try_from(settings.body_limit.0).unwrap_or(usize::MAX);
     let link = api.client.connection.link.clone();
     let guard = Arc::new(Guard::new(settings, address, link));
-    let routes = openapi::router(operations)
-        .route("/openapi.json", get(async move || ([(header::CONTENT_TYPE, openapi::JSON)], document.clone())))
+    let routes = openapi::router(operations())
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(DefaultBodyLimit::max(body_limit))
