@@ -11,6 +11,7 @@ pub mod dead;
 pub mod dispatcher;
 pub mod get;
 pub mod global;
+pub mod http;
 pub mod list;
 pub mod logs;
 pub mod queues;
