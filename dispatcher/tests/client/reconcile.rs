@@ -33,6 +33,7 @@ impl Dispatcher {
             http: ([127, 0, 0, 1], 0).into(),
             reconcile_every: EVERY,
             heartbeat: BEAT,
+            http_settings: shoal_dispatcher::api::HttpSettings::default(),
         };
         let stop = CancellationToken::new();
         let (ready, is_ready) = tokio::sync::oneshot::channel();
