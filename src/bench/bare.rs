@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use tokio::process::Command;
+use worker::runtime::docker::bare::Bare;
 
 use super::BenchError;
 use super::report::Round;
@@ -29,6 +30,16 @@ pub async fn processes(program: &'static str, jobs: usize, at_once: usize) -> Re
     })
     .await
     .map_err(|error| BenchError::fleet("could not run the bare process", error))
+}
+
+/// Runs `true` in `jobs` containers, `at_once` at a time.
+pub async fn containers(engine: &Arc<Bare>, jobs: usize, at_once: usize) -> Result<Round, BenchError> {
+    crowd(jobs, at_once, |_| {
+        let engine = engine.clone();
+        async move { engine.run().await }
+    })
+    .await
+    .map_err(|error| BenchError::fleet("could not run the bare container", error))
 }
 
 /// Runs `job` so many times, so many at once, and times each.

@@ -8,7 +8,7 @@ mod registry;
 mod report;
 mod suites;
 
-pub use report::{Report, Row};
+pub use report::{Report, Row, Spread};
 pub use suites::{Place, Plan, Suite, run};
 
 /// Why a measurement is worth nothing.

@@ -66,7 +66,7 @@ pub struct Row {
     pub cpu_us: Vec<PartCpu>,
     /// The same without Shoal, measured in turn with it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub bare: Option<Bare>,
+    pub bare: Option<WithoutShoal>,
 }
 
 impl Row {
@@ -96,7 +96,7 @@ pub struct PartCpu {
 
 /// The same work without Shoal.
 #[derive(Clone, Debug, Serialize)]
-pub struct Bare {
+pub struct WithoutShoal {
     /// What was done.
     pub what: &'static str,
     /// Jobs a second.

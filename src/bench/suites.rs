@@ -1,16 +1,20 @@
 //! The suites: what is measured, beside what, and how often.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use clap::ValueEnum;
 use schemas::QueueName;
+use serde_json::json;
+use worker::policy::ContainerSettings;
+use worker::runtime::docker::bare::Bare;
 
 use super::fleet::Fleet;
 use super::load::{Load, round};
 use super::registry::Registry;
-use super::report::{Bare, Idle, IdlePart, PartCpu, Report, Round, Row, Spread};
+use super::report::{Idle, IdlePart, PartCpu, Report, Round, Row, Spread, WithoutShoal};
 use super::{BenchError, bare, machine};
 use crate::output;
 
@@ -23,6 +27,8 @@ pub enum Suite {
     Latency,
     /// `/bin/true` as a process, beside a bare spawn loop
     Process,
+    /// `true` in containers with network none, shared and bridge, beside the bare Engine API
+    Container,
     /// 1,000 agents over HTTP: register, beat, list; a dispatcher of our own
     Registry,
     /// A fleet of our own at rest, and how soon a new worker is of use
@@ -47,6 +53,10 @@ pub struct Plan {
     pub percent: usize,
     /// Where jobs go.
     pub queue: QueueName,
+    /// What containers are started from; its `true` is run.
+    pub image: String,
+    /// The engine, for what is measured beside; a worker of ours is told the same.
+    pub engine: ContainerSettings,
 }
 
 const NOOP: &str = r#"{"workload":{"kind":"call","handler":"noop","payload":"PAD"}}"#;
@@ -70,18 +80,22 @@ struct Case {
 enum Beside {
     /// So many processes at once.
     Processes(usize),
+    /// So many containers at once, on an engine without Shoal.
+    Containers(usize, Arc<Bare>),
 }
 
 impl Beside {
     fn what(&self) -> &'static str {
         match self {
             Self::Processes(_) => "spawn and wait",
+            Self::Containers(..) => "Engine API: create, start, wait, logs, remove",
         }
     }
 
     async fn round(&self, jobs: usize) -> Result<Round, BenchError> {
         match self {
             Self::Processes(at_once) => bare::processes("/bin/true", jobs, *at_once).await,
+            Self::Containers(at_once, engine) => bare::containers(engine, jobs, *at_once).await,
         }
     }
 }
@@ -133,6 +147,7 @@ impl Bench<'_> {
                 Suite::Throughput => self.throughput(fleet).await?,
                 Suite::Latency => self.latency(fleet).await?,
                 Suite::Process => self.process(fleet).await?,
+                Suite::Container => self.container(fleet).await?,
                 Suite::Registry => self.registry(fleet).await?,
                 Suite::Idle => self.idle(fleet).await?,
             }
@@ -161,6 +176,36 @@ impl Bench<'_> {
             let name = if slots == 1 { "/bin/true, one at a time".into() } else { format!("/bin/true, {slots} slots") };
             let case = Case { suite: "process", name, body: TRUE.into(), jobs, in_flight };
             self.case(fleet, case, Some(Beside::Processes(slots))).await?;
+        }
+        Ok(())
+    }
+
+    async fn container(&mut self, fleet: &mut Fleet) -> Result<(), BenchError> {
+        let engine_lost = |error| BenchError::fleet("could not measure containers", error);
+        for (slots, jobs) in [(1, 20), (4, 40)] {
+            let host = self.plan.engine.docker_host.clone().map(|host| ("SHOAL_DOCKER_HOST", host));
+            let networks = ("SHOAL_ALLOWED_NETWORKS", "shared,bridge".to_owned());
+            let settings: Vec<_> = host.into_iter().chain([networks]).collect();
+            fleet.worker("docker", slots, &settings).await?;
+            for network in ["none", "shared", "bridge"] {
+                let bare = Bare::new(&self.plan.engine, &self.plan.image, network).await.map_err(engine_lost)?;
+                let bare = Arc::new(bare);
+                let workload = json!({
+                    "kind": "container", "image": self.plan.image, "command": ["true"], "network": network,
+                });
+                let case = Case {
+                    suite: "container",
+                    name: format!("true, network {network}, {slots} at once"),
+                    body: json!({ "workload": workload }).to_string().into(),
+                    jobs: self.jobs(jobs),
+                    in_flight: slots,
+                };
+                let measured = self.case(fleet, case, Some(Beside::Containers(slots, bare.clone()))).await;
+                if let Some(bare) = Arc::into_inner(bare) {
+                    bare.end().await.map_err(engine_lost)?;
+                }
+                measured?;
+            }
         }
         Ok(())
     }
@@ -275,7 +320,7 @@ impl Bench<'_> {
         };
         self.rows.push(Row {
             cpu_us: (0..parts).map(median).collect(),
-            bare: beside.map(|beside| Bare {
+            bare: beside.map(|beside| WithoutShoal {
                 what: beside.what(),
                 per_second: Spread::of(bare.iter().map(Round::per_second)),
                 p50_ms: Spread::of(bare.iter().map(|round| round.quantile_ms(0.5))),

@@ -2,9 +2,12 @@
 
 use clap::Args;
 use schemas::QueueName;
+use worker::policy::ContainerSettings;
+use worker::runtime::docker;
+use worker::runtime::docker::bare::TRUE_IMAGE;
 
 use super::{Error, Server};
-use crate::bench::{BenchError, Place, Plan, Report, Row, Suite};
+use crate::bench::{BenchError, Place, Plan, Report, Row, Spread, Suite};
 use crate::exit::{self, Exit};
 use crate::nats_server;
 use crate::output::{self, Format, Table};
@@ -29,6 +32,12 @@ pub struct Bench {
     /// Queue for the jobs on a given fleet
     #[arg(long, default_value = "default", value_name = "QUEUE")]
     pub queue: QueueName,
+    /// What the suite `container` starts; its `true` is run [default: an image of our own, made on the spot]
+    #[arg(long, default_value = TRUE_IMAGE, hide_default_value = true, value_name = "IMAGE")]
+    pub image: String,
+    /// The Docker engine [default: DOCKER_HOST, else the usual sockets]
+    #[arg(long, env = "SHOAL_DOCKER_HOST", value_name = "URL")]
+    pub docker_host: Option<String>,
     /// The nats-server of an own fleet [default: the one `shoal up` takes]
     #[arg(long, env = "SHOAL_NATS_SERVER", value_name = "FILE")]
     pub nats_server: Option<std::path::PathBuf>,
@@ -41,8 +50,16 @@ pub async fn run(args: Bench, on: &Server<'_>) -> Result<Exit, Error> {
     } else {
         Place::Own(nats_server::find(args.nats_server.as_deref())?)
     };
-    let suites = if args.suites.is_empty() { Suite::all().to_vec() } else { args.suites };
-    let plan = Plan { suites, rounds: args.rounds.into(), percent: args.percent as usize, queue: args.queue };
+    let engine = ContainerSettings { docker_host: args.docker_host, ..ContainerSettings::default() };
+    let suites = if args.suites.is_empty() { everything(&engine).await } else { args.suites };
+    let plan = Plan {
+        suites,
+        rounds: args.rounds.into(),
+        percent: args.percent as usize,
+        queue: args.queue,
+        image: args.image,
+        engine,
+    };
     let measured = tokio::select! {
         measured = crate::bench::run(&plan, place) => measured,
         _ = tokio::signal::ctrl_c() => return Ok(exit::CANCELLED),
@@ -53,6 +70,16 @@ pub async fn run(args: Bench, on: &Server<'_>) -> Result<Exit, Error> {
         Format::Table => print(&report),
     }
     Ok(exit::DONE)
+}
+
+/// Every suite that runs here.
+async fn everything(engine: &ContainerSettings) -> Vec<Suite> {
+    let mut suites = Suite::all().to_vec();
+    if !docker::found(engine).await {
+        output::talk(format_args!("container: left out, for no Docker engine answers"));
+        suites.retain(|suite| *suite != Suite::Container);
+    }
+    suites
 }
 
 fn failed(error: BenchError) -> Error {
@@ -72,7 +99,7 @@ fn print(report: &Report) {
             row.suite.to_owned(),
             row.case.clone(),
             row.jobs.to_string(),
-            format!("{:.0} [{:.0}-{:.0}]", row.per_second.median, row.per_second.least, row.per_second.most),
+            rate(row.per_second),
             format!("{:.2} [{:.2}-{:.2}]", row.p50_ms.median, row.p50_ms.least, row.p50_ms.most),
             format!("{:.2}", row.p99_ms.median),
             row.cpu_us.iter().map(|cpu| format!("{} {:.0}", cpu.part, cpu.us)).collect::<Vec<_>>().join(", "),
@@ -103,13 +130,19 @@ fn print(report: &Report) {
     ));
 }
 
+/// Jobs a second, with a fraction where a whole number would say too little.
+fn rate(rate: Spread) -> String {
+    let digits = if rate.median < 100.0 { 2 } else { 0 };
+    format!("{:.digits$} [{:.digits$}-{:.digits$}]", rate.median, rate.least, rate.most)
+}
+
 /// What the same work takes without Shoal.
 fn beside(row: &Row) -> String {
     let Some(bare) = &row.bare else { return String::new() };
     format!(
-        "{}: {:.0}/s, {:.2} ms; ours is {:.2} of its speed",
+        "{}: {}/s, {:.2} ms; ours is {:.2} of its speed",
         bare.what,
-        bare.per_second.median,
+        rate(bare.per_second),
         bare.p50_ms.median,
         row.per_second.median / bare.per_second.median
     )

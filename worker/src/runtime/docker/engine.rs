@@ -216,7 +216,7 @@ fn named(settings: &ContainerSettings) -> Option<String> {
     settings.docker_host.clone().or_else(|| std::env::var("DOCKER_HOST").ok().filter(|host| !host.is_empty()))
 }
 
-fn first_of(settings: &ContainerSettings) -> Result<(String, Docker), DockerRuntimeError> {
+pub(super) fn first_of(settings: &ContainerSettings) -> Result<(String, Docker), DockerRuntimeError> {
     if let Some(host) = named(settings) {
         return connect(&host).map(|docker| (host, docker));
     }

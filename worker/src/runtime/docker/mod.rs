@@ -18,6 +18,7 @@
 #![cfg(target_os = "linux")]
 
 mod attend;
+pub mod bare;
 mod core;
 mod create;
 pub mod credentials;
@@ -29,6 +30,7 @@ mod keeper;
 pub mod labels;
 mod network;
 mod output;
+mod program;
 pub mod pull;
 pub mod refusal;
 mod runtime;
