@@ -124,20 +124,19 @@ async fn events(
         None => view.shown().map(|shown| Ok(event("task", None, &shown))),
         Some(_) => None,
     };
-    let changes = api.client.watch(&key, query.sequence.or(view.sequence())).filter_map(move |change| {
+    let changes = api.client.watch(&key, query.sequence.or(view.sequence())).flat_map(move |change| {
         let events = match change {
-            Ok(Recorded { revision, .. }) if revision <= after => None,
-            Ok(recorded) => {
-                let revision = recorded.revision;
-                let over = recorded.record.state.is_terminal().then(|| end(revision));
-                let shown = ShownTask::from(recorded.record);
-                Some(stream::iter([Some(event("task", Some(revision), &shown)), over].into_iter().flatten().map(Ok)))
+            Ok(Recorded { revision, .. }) if revision <= after => Vec::new(),
+            Ok(Recorded { revision, record, .. }) => {
+                let over = record.state.is_terminal().then(|| end(revision));
+                let task = event("task", Some(revision), &ShownTask::from(record));
+                [Some(task), over].into_iter().flatten().collect()
             }
-            Err(error) => Some(stream::iter([Some(problem(error)), None].into_iter().flatten().map(Ok))),
+            Err(error) => vec![problem(error)],
         };
-        std::future::ready(events)
+        stream::iter(events.into_iter().map(Ok))
     });
-    Ok(sse(&api, room, stream::iter(waits).chain(changes.flatten())))
+    Ok(sse(&api, room, stream::iter(waits).chain(changes)))
 }
 
 async fn logs(
