@@ -272,7 +272,8 @@ async fn a_stop_is_kind_first_and_firm_after_its_grace() {
         within(fixture.runtime.stop(&start, Duration::from_secs(50))),
         within(fixture.runtime.stop(&start, Duration::from_millis(300))),
     );
-    (long.unwrap(), short.unwrap());
+    long.unwrap();
+    short.unwrap();
     assert!((Duration::from_millis(300)..Duration::from_secs(20)).contains(&began.elapsed()), "{:?}", began.elapsed());
     let exit = fixture.finish(&start, started).await.exit;
     assert_eq!((exit.code, exit.signal, exit.oom), (Some(137), Some(9), false));
