@@ -573,8 +573,7 @@ async fn a_container_outlives_an_outage_of_the_engine() {
     let mut proxy = Proxy::open(folder.path());
     let settings = ContainerSettings { docker_host: Some(proxy.host()), ..ContainerSettings::default() };
     let Some(fixture) = Fixture::with(settings).await else { return };
-    let job =
-        fixture.shell("echo ready; while [ ! -e /shoal/end ]; do sleep 0.05; done; echo after; sleep 0.3; exit 5");
+    let job = fixture.shell("echo ready; while [ ! -e /shoal/end ]; do sleep 0.05; done; echo after; sleep 2; exit 5");
     let (start, end) = (job.start.clone(), job.folder.join("end"));
     let mut started = within(fixture.runtime.start(job)).await.unwrap();
     read_until(&mut started.stdout, "ready").await;
@@ -635,8 +634,8 @@ async fn files_are_copied_where_the_engine_does_not_see_the_folder() {
             std::path::Path::new(&format!("/proc/self/fd/{fd}")).join(below)
         };
         let script = "echo 42 > /shoal/.result; mkdir out; echo a > out/a.txt";
-        let container = Container { read_only, user: Some("job".to_owned()), ..shell(script) };
-        let job = fixture.job(container);
+        let user = (!read_only).then(|| "job".to_owned());
+        let job = fixture.job(Container { read_only, user, ..shell(script) });
         let job = Job { folder: unseen(&job.folder), artifacts: vec!["out/**".to_owned()], ..job };
         check_files(&fixture, job).await;
         // SAFETY: ours, and used by nobody any more.

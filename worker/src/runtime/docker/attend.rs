@@ -140,7 +140,8 @@ impl Attendant {
                 return Err("somebody else removes the container".to_owned());
             }
             if state.running.unwrap_or(false) {
-                // Paused counts as running, too.
+                // Paused counts as running, too. What comes from now on is its own doing.
+                broken = None;
                 self.again.notify_one();
                 continue;
             }
