@@ -272,7 +272,8 @@ async fn a_stop_is_kind_first_and_firm_after_its_grace() {
         within(fixture.runtime.stop(&start, Duration::from_secs(50))),
         within(fixture.runtime.stop(&start, Duration::from_millis(300))),
     );
-    (long.unwrap(), short.unwrap());
+    long.unwrap();
+    short.unwrap();
     assert!((Duration::from_millis(300)..Duration::from_secs(20)).contains(&began.elapsed()), "{:?}", began.elapsed());
     let exit = fixture.finish(&start, started).await.exit;
     assert_eq!((exit.code, exit.signal, exit.oom), (Some(137), Some(9), false));
@@ -618,6 +619,35 @@ async fn a_container_that_ends_with_its_engine_is_lost() {
     proxy.reopen();
     assert!(matches!(within(fixture.runtime.wait(&start)).await, Err(RuntimeError::Lost { .. })));
     drop(started);
+    fixture.close().await;
+}
+
+#[tokio::test]
+async fn a_stop_ends_also_while_the_engine_does_not_answer() {
+    if engine().await.is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut proxy = Proxy::open(folder.path());
+    let settings = ContainerSettings {
+        docker_host: Some(proxy.host()),
+        sweep_every: Duration::from_secs(1),
+        ..ContainerSettings::default()
+    };
+    let Some(fixture) = Fixture::with(settings).await else { return };
+    let job = fixture.shell("echo ready; sleep 1000");
+    let (start, mut started) = (job.start.clone(), within(fixture.runtime.start(job)).await.unwrap());
+    read_until(&mut started.stdout, "ready").await;
+    proxy.shut().await;
+    within(fixture.runtime.stop(&start, Duration::from_millis(10))).await.unwrap();
+    assert!(matches!(within(fixture.runtime.wait(&start)).await, Err(RuntimeError::Lost { .. })));
+    let mut rest = String::new();
+    within(started.stdout.read_to_string(&mut rest)).await.unwrap();
+    within(fixture.runtime.remove(&start)).await.unwrap();
+    assert_eq!(fixture.left().await, ["task"]);
+    // What could not be removed is swept once it is back.
+    proxy.reopen();
+    eventually(|| async { fixture.left().await.is_empty().then_some(()) }).await;
     fixture.close().await;
 }
 

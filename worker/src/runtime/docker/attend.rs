@@ -61,6 +61,9 @@ impl Attendant {
         let ended = loop {
             tokio::select! {
                 ended = &mut ending => break ended,
+                () = self.known.abandoned.cancelled() => {
+                    break Err("the engine does not answer, so it could not be stopped".to_owned());
+                }
                 done = &mut carrying, if carried.is_none() => carried = Some(done),
                 () = &mut metering => {}
             }
