@@ -574,8 +574,7 @@ async fn a_container_outlives_an_outage_of_the_engine() {
     let mut proxy = Proxy::open(folder.path());
     let settings = ContainerSettings { docker_host: Some(proxy.host()), ..ContainerSettings::default() };
     let Some(fixture) = Fixture::with(settings).await else { return };
-    let job =
-        fixture.shell("echo ready; while [ ! -e /shoal/end ]; do sleep 0.05; done; echo after; sleep 0.3; exit 5");
+    let job = fixture.shell("echo ready; while [ ! -e /shoal/end ]; do sleep 0.05; done; echo after; sleep 2; exit 5");
     let (start, end) = (job.start.clone(), job.folder.join("end"));
     let mut started = within(fixture.runtime.start(job)).await.unwrap();
     read_until(&mut started.stdout, "ready").await;
@@ -624,6 +623,35 @@ async fn a_container_that_ends_with_its_engine_is_lost() {
 }
 
 #[tokio::test]
+async fn a_stop_ends_also_while_the_engine_does_not_answer() {
+    if engine().await.is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut proxy = Proxy::open(folder.path());
+    let settings = ContainerSettings {
+        docker_host: Some(proxy.host()),
+        sweep_every: Duration::from_secs(1),
+        ..ContainerSettings::default()
+    };
+    let Some(fixture) = Fixture::with(settings).await else { return };
+    let job = fixture.shell("echo ready; sleep 1000");
+    let (start, mut started) = (job.start.clone(), within(fixture.runtime.start(job)).await.unwrap());
+    read_until(&mut started.stdout, "ready").await;
+    proxy.shut().await;
+    within(fixture.runtime.stop(&start, Duration::from_millis(10))).await.unwrap();
+    assert!(matches!(within(fixture.runtime.wait(&start)).await, Err(RuntimeError::Lost { .. })));
+    let mut rest = String::new();
+    within(started.stdout.read_to_string(&mut rest)).await.unwrap();
+    within(fixture.runtime.remove(&start)).await.unwrap();
+    assert_eq!(fixture.left().await, ["task"]);
+    // What could not be removed is swept once it is back.
+    proxy.reopen();
+    eventually(|| async { fixture.left().await.is_empty().then_some(()) }).await;
+    fixture.close().await;
+}
+
+#[tokio::test]
 async fn files_are_copied_where_the_engine_does_not_see_the_folder() {
     for read_only in [false, true] {
         let Some(fixture) = Fixture::new().await else { return };
@@ -636,8 +664,8 @@ async fn files_are_copied_where_the_engine_does_not_see_the_folder() {
             std::path::Path::new(&format!("/proc/self/fd/{fd}")).join(below)
         };
         let script = "echo 42 > /shoal/.result; mkdir out; echo a > out/a.txt";
-        let container = Container { read_only, user: Some("job".to_owned()), ..shell(script) };
-        let job = fixture.job(container);
+        let user = (!read_only).then(|| "job".to_owned());
+        let job = fixture.job(Container { read_only, user, ..shell(script) });
         let job = Job { folder: unseen(&job.folder), artifacts: vec!["out/**".to_owned()], ..job };
         check_files(&fixture, job).await;
         // SAFETY: ours, and used by nobody any more.

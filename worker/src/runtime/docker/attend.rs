@@ -61,6 +61,9 @@ impl Attendant {
         let ended = loop {
             tokio::select! {
                 ended = &mut ending => break ended,
+                () = self.known.abandoned.cancelled() => {
+                    break Err("the engine does not answer, so it could not be stopped".to_owned());
+                }
                 done = &mut carrying, if carried.is_none() => carried = Some(done),
                 () = &mut metering => {}
             }
@@ -140,7 +143,8 @@ impl Attendant {
                 return Err("somebody else removes the container".to_owned());
             }
             if state.running.unwrap_or(false) {
-                // Paused counts as running, too.
+                // Paused counts as running, too. What comes from now on is its own doing.
+                broken = None;
                 self.again.notify_one();
                 continue;
             }

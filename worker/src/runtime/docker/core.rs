@@ -228,13 +228,11 @@ impl Core {
         for warning in created.warnings.iter().filter(|warning| !warning.is_empty()) {
             tracing::debug!(name = known.name, warning, "the engine warns");
         }
-        if !plan.bind {
-            let made = if container.read_only {
-                files::open_volume(engine, &known.name).await
-            } else {
-                files::make_folder(engine, &known.name).await
-            };
-            made.map_err(|error| create_refused(error, container))?;
+        if !plan.bind && container.read_only {
+            // The folder is a volume there, which the engine makes root's own and nobody can open.
+            plan.job.notes.say("the image is read-only on an engine elsewhere: only root can write to /shoal").await;
+        } else if !plan.bind {
+            files::make_folder(engine, &known.name).await.map_err(|error| create_refused(error, container))?;
         }
         Ok(())
     }

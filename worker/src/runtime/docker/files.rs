@@ -54,19 +54,6 @@ pub(super) async fn make_folder(engine: &Engine, name: &str) -> Result<(), bolla
     engine.ask(PATIENCE, engine.docker.upload_to_container(name, Some(options), body)).await
 }
 
-/// Makes the work folder of a container whose image cannot be written to: there it is a volume, and only that can be.
-pub(super) async fn open_volume(engine: &Engine, name: &str) -> Result<(), bollard::errors::Error> {
-    let mut header = tar::Header::new_gnu();
-    header.set_entry_type(EntryType::Directory);
-    header.set_mode(0o1777);
-    header.set_size(0);
-    let mut archive = tar::Builder::new(Vec::new());
-    archive.append_data(&mut header, "./", io::empty())?;
-    let body = bollard::body_full(archive.into_inner()?.into());
-    let options = UploadToContainerOptionsBuilder::default().path(WORK_FOLDER).build();
-    engine.ask(PATIENCE, engine.docker.upload_to_container(name, Some(options), body)).await
-}
-
 /// Brings the result and what the globs may match into the job's folder and result file. Returns warnings.
 /// Not cancel safe: what is there by then stays.
 pub(super) async fn collect(engine: &Engine, job: &Known) -> Vec<String> {

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use schemas::StartId;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::usage::Meter;
 use crate::runtime::{Exit, Job};
@@ -23,6 +24,8 @@ pub(super) struct Known {
     pub(super) ended: watch::Receiver<Option<Ended>>,
     /// What it used.
     pub(super) meter: Meter,
+    /// It is to be gone and cannot be reached: nobody waits any longer, the guard and the sweeps see to it.
+    pub(super) abandoned: CancellationToken,
     /// Where its files go.
     pub(super) folder: PathBuf,
     pub(super) result_file: PathBuf,
@@ -86,6 +89,7 @@ impl Jobs {
             name,
             ended,
             meter: Meter::default(),
+            abandoned: CancellationToken::new(),
             folder: job.folder.clone(),
             result_file: job.result_file.clone(),
             artifacts: job.artifacts.clone(),

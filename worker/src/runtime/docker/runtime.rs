@@ -30,6 +30,8 @@ use crate::runtime::{Exit, Job, Listed, Runtime, RuntimeError, StartError, Start
 const CLOSE_PATIENCE: Duration = Duration::from_secs(20);
 /// Between two kills of a container that does not go.
 const KILL_AGAIN: Duration = Duration::from_secs(5);
+/// How long a container is tried to be stopped while the engine does not answer.
+const ABANDON_AFTER: Duration = Duration::from_secs(10);
 /// How long a stop may take the engine beyond its grace.
 const STOP_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -91,8 +93,16 @@ impl DockerRuntime {
             biased;
             _ = ended.wait_for(Option::is_some) => {}
             never = stopping => never,
+            () = self.give_up(&known, grace) => {}
         }
         Ok(())
+    }
+
+    /// Lets go of a container behind an engine that does not answer: its attempt, and the worker, must be able to end.
+    async fn give_up(&self, known: &Known, grace: Duration) {
+        tokio::time::sleep(grace + ABANDON_AFTER).await;
+        let _ = self.core.engine.trouble().wait_for(Option::is_some).await;
+        known.abandoned.cancel();
     }
 
     /// The image's own signal, by the engine. Returns only when the engine thinks that it did all it can.
@@ -223,7 +233,9 @@ impl Runtime for DockerRuntime {
             ("pids_limit", facts.pids_limit),
             ("stats", true),
         ];
-        let capabilities = words.into_iter().filter(|(_, can)| *can).map(|(word, _)| word.to_owned()).collect();
+        let mut capabilities: Vec<_> =
+            words.into_iter().filter(|(_, can)| *can).map(|(word, _)| word.to_owned()).collect();
+        capabilities.sort();
         let reason = self.core.engine.trouble().borrow().clone();
         RuntimeInfo { version: facts.version.clone(), capabilities, reason }
     }
