@@ -162,6 +162,11 @@ impl Names {
         format!("{}.control.{agent}.drain", self.prefix)
     }
 
+    /// Core request that a worker take nothing new, or take tasks again: `shoal.control.<agent>.cordon`.
+    pub fn cordon_subject(&self, agent: &AgentId) -> String {
+        format!("{}.control.{agent}.cordon", self.prefix)
+    }
+
     /// Stream of log lines.
     pub fn logs_stream(&self) -> String {
         self.stream("LOGS")

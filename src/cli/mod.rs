@@ -8,6 +8,7 @@ pub mod config;
 pub mod containers;
 pub mod dead;
 pub mod dispatcher;
+pub mod explain;
 pub mod get;
 pub mod global;
 pub mod list;
@@ -67,6 +68,8 @@ pub enum Command {
     Wait(wait::Wait),
     /// Show a task: state, attempts, result
     Get(get::Get),
+    /// Tell why a task waits, or what it does, and what to try
+    Explain(explain::Explain),
     /// List tasks, newest change first
     List(list::List),
     /// Show a task's log
@@ -113,6 +116,7 @@ pub async fn run(invocation: Invocation) -> Result<Exit, Error> {
         Command::Submit(args) => submit::run(args, &on).await,
         Command::Wait(args) => wait::run(args, &on).await,
         Command::Get(args) => get::run(args, &on).await,
+        Command::Explain(args) => explain::run(args, &on).await,
         Command::List(args) => list::run(args, &on).await,
         Command::Logs(args) => logs::run(args, &on).await,
         Command::Cancel(args) => cancel::run(args, &on).await,

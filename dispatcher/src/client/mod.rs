@@ -5,6 +5,7 @@ mod agents;
 mod cancel;
 mod dead;
 mod error;
+mod explain;
 mod find;
 mod get;
 mod list;
