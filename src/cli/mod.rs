@@ -2,6 +2,8 @@
 
 pub mod admin;
 pub mod agents;
+pub mod artifacts;
+pub mod bulk;
 pub mod cancel;
 pub mod completions;
 pub mod config;
@@ -9,6 +11,7 @@ pub mod containers;
 pub mod dead;
 pub mod dispatcher;
 pub mod explain;
+pub mod filter;
 pub mod get;
 pub mod global;
 pub mod list;
@@ -74,6 +77,9 @@ pub enum Command {
     List(list::List),
     /// Show a task's log
     Logs(logs::Logs),
+    /// Files and large results that tasks left
+    #[command(subcommand)]
+    Artifacts(artifacts::Artifacts),
     /// Cancel tasks, wherever they stand
     Cancel(cancel::Cancel),
     /// Submit finished tasks again, under the same ids
@@ -119,6 +125,7 @@ pub async fn run(invocation: Invocation) -> Result<Exit, Error> {
         Command::Explain(args) => explain::run(args, &on).await,
         Command::List(args) => list::run(args, &on).await,
         Command::Logs(args) => logs::run(args, &on).await,
+        Command::Artifacts(args) => artifacts::run(args, &on).await,
         Command::Cancel(args) => cancel::run(args, &on).await,
         Command::Retry(args) => retry::run(args, &on).await,
         Command::Dead(args) => dead::run(args, &on).await,

@@ -1,9 +1,12 @@
 //! Whole-fleet tests: real nats-server, real `shoal` processes, looked at from outside. One binary, one module a
 //! behaviour; `support` is what they are made of.
 
+mod artifacts;
+mod bulk;
 mod cancel;
 mod cli;
 mod drain;
+mod explain;
 #[cfg(feature = "fail-points")]
 mod failpoints;
 mod garbage;

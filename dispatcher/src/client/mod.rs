@@ -2,6 +2,7 @@
 //! dead letters. Nothing here runs in the background, and no call makes a consumer.
 
 mod agents;
+mod bulk;
 mod cancel;
 mod dead;
 mod error;
@@ -18,6 +19,7 @@ mod submit;
 mod wait;
 
 pub use agents::{AgentView, OFFLINE_AFTER, judged};
+pub use bulk::{Bulk, CANCELLABLE, RETRYABLE};
 pub use cancel::{CancelEnd, CancelOptions, CancelOutcome};
 pub use dead::{DeadContent, DeadFilter, DeadListing, Replayed};
 pub use error::ClientError;

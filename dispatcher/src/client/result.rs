@@ -49,6 +49,19 @@ impl Client {
         }
     }
 
+    /// Writes a result that is an object to `out` and returns how many bytes; `None` if the result is no object. What is
+    /// written before an error is not whole.
+    pub async fn result_object_to(
+        &self,
+        record: &TaskRecord,
+        out: &mut (impl AsyncWrite + Unpin + Send),
+    ) -> Result<Option<u64>, ClientError> {
+        match &record.result {
+            Some(TaskResult::Object(object)) => self.object_to(&object.name, &object.digest, out).await.map(Some),
+            Some(TaskResult::Inline(_)) | None => Ok(None),
+        }
+    }
+
     /// The artifact `path` of a task: of this start, or of the newest start that has one.
     pub fn find_artifact<'a>(
         &self,
