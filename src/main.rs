@@ -2,6 +2,7 @@
 //!
 //! Arguments -> telemetry -> run -> exit code. stdout is data, stderr is talk.
 
+mod bench;
 mod cli;
 mod config;
 mod exit;
@@ -26,7 +27,7 @@ fn main() -> ExitCode {
         Err(refusal) => return refusal.print(),
     };
     telemetry::start(&invocation.cli);
-    let runtime = if invocation.cli.command.is_role() {
+    let runtime = if invocation.cli.command.needs_threads() {
         tokio::runtime::Builder::new_multi_thread().enable_all().build()
     } else {
         tokio::runtime::Builder::new_current_thread().enable_all().build()

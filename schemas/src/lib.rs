@@ -9,6 +9,7 @@ pub mod code;
 pub mod dead_letter;
 pub mod explain;
 pub mod header;
+pub mod http;
 pub mod ids;
 pub mod names;
 pub mod quantity;

@@ -2,7 +2,7 @@
 
 use schemars::{Schema, schema_for};
 
-use crate::{AgentRecord, DeadLetter, Explanation, QueueSettings, Task, TaskRecord, cancel};
+use crate::{AgentRecord, DeadLetter, Explanation, QueueSettings, Task, TaskRecord, cancel, http};
 
 /// File name and schema of every message.
 pub fn all() -> Vec<(&'static str, Schema)> {
@@ -19,5 +19,8 @@ pub fn all() -> Vec<(&'static str, Schema)> {
         ("drain_reply.json", schema_for!(cancel::DrainReply)),
         ("cordon_request.json", schema_for!(cancel::CordonRequest)),
         ("cordon_reply.json", schema_for!(cancel::CordonReply)),
+        ("agent_registration.json", schema_for!(http::AgentRegistration)),
+        ("agent_beat.json", schema_for!(http::AgentBeat)),
+        ("problem.json", schema_for!(http::Problem)),
     ]
 }

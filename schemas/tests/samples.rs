@@ -7,10 +7,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use shoal_schemas::cancel::{CancelReply, CancelRequest, CordonReply, CordonRequest, DrainReply, DrainRequest};
+use shoal_schemas::http::{AgentBeat, AgentRegistration, Problem};
 use shoal_schemas::{AgentRecord, DeadLetter, Explanation, QueueSettings, Task, TaskRecord, schema, strict};
 
 /// The name of a message is the start of its samples' names; the longest fitting one counts.
-const MESSAGES: [&str; 12] = [
+const MESSAGES: [&str; 15] = [
     "task_record",
     "task",
     "agent_record",
@@ -23,6 +24,9 @@ const MESSAGES: [&str; 12] = [
     "drain_reply",
     "cordon_request",
     "cordon_reply",
+    "agent_registration",
+    "agent_beat",
+    "problem",
 ];
 
 /// Words that are the default and so never written.
@@ -71,6 +75,9 @@ fn every_sample_reads_into_its_type_and_back_byte_for_byte() {
             "drain_reply" => written::<DrainReply>(&name, &text),
             "cordon_request" => written::<CordonRequest>(&name, &text),
             "cordon_reply" => written::<CordonReply>(&name, &text),
+            "agent_registration" => written::<AgentRegistration>(&name, &text),
+            "agent_beat" => written::<AgentBeat>(&name, &text),
+            "problem" => written::<Problem>(&name, &text),
             other => panic!("say here which type {other} is"),
         };
         assert_eq!(back, text, "{name}.json is not what its type writes");

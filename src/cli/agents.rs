@@ -1,9 +1,11 @@
 //! `shoal agents`: who is there, and how they are.
 
 use clap::Subcommand;
-use dispatcher::client::AgentView;
-use schemas::{AgentStatus, HumanDuration, Timestamp};
-use serde_json::{Value, json};
+use dispatcher::client::{AgentView, Client};
+use schemas::agent::RuntimeInfo;
+use schemas::cancel::CordonRequest;
+use schemas::{AgentRecord, AgentStatus, HumanDuration, Timestamp};
+use serde_json::json;
 
 use super::{Error, Server};
 use crate::exit::{self, Exit};
@@ -34,6 +36,19 @@ pub enum Agents {
         #[arg(long)]
         wait: bool,
     },
+    /// Ask a worker to take nothing new but to stay; what it runs goes on
+    Cordon {
+        /// Its id, or a prefix that fits one
+        id: String,
+        /// By whom or why, for the registry
+        #[arg(long)]
+        reason: Option<String>,
+    },
+    /// Let a cordoned worker take tasks again
+    Uncordon {
+        /// Its id, or a prefix that fits one
+        id: String,
+    },
 }
 
 fn status(word: &str) -> Result<AgentStatus, String> {
@@ -51,14 +66,14 @@ pub async fn run(args: Agents, on: &Server<'_>) -> Result<Exit, Error> {
             let mut agents = client.agents().await?;
             agents.retain(|agent| status.is_none_or(|status| agent.status == status));
             match on.output() {
-                Format::Json => output::json(&agents.iter().map(agent_json).collect::<Vec<_>>()),
+                Format::Json => output::json(&agents.into_iter().map(AgentRecord::from).collect::<Vec<_>>()),
                 Format::Table => table(&agents).print(),
             }
         }
         Agents::Show { id } => {
             let agent = client.agent(&id).await?;
             match on.output() {
-                Format::Json => output::json(&agent_json(&agent)),
+                Format::Json => output::json(&AgentRecord::from(agent)),
                 Format::Table => facts(&agent).print(),
             }
         }
@@ -74,15 +89,23 @@ pub async fn run(args: Agents, on: &Server<'_>) -> Result<Exit, Error> {
                 Format::Table => output::line(format_args!("{agent} drains, {} running", reply.running)),
             }
         }
+        Agents::Cordon { id, reason } => cordon(&client, &id, CordonRequest { cordon: true, reason }, on).await?,
+        Agents::Uncordon { id } => cordon(&client, &id, CordonRequest { cordon: false, reason: None }, on).await?,
     }
     Ok(exit::DONE)
 }
 
-/// The record with the status as the clock judges it.
-fn agent_json(agent: &AgentView) -> Value {
-    let mut value = serde_json::to_value(&agent.record).expect("an agent is JSON");
-    value["status"] = json!(agent.status);
-    value
+async fn cordon(client: &Client, id: &str, request: CordonRequest, on: &Server<'_>) -> Result<(), Error> {
+    let agent = client.agent(id).await?.record.id;
+    let reply = client.cordon(&agent, &request).await?;
+    match on.output() {
+        Format::Json => output::json(&json!({"id": agent, "cordoned": reply.cordoned, "running": reply.running})),
+        Format::Table if reply.cordoned => {
+            output::line(format_args!("{agent} takes nothing new, {} running", reply.running));
+        }
+        Format::Table => output::line(format_args!("{agent} takes tasks again")),
+    }
+    Ok(())
 }
 
 fn table(agents: &[AgentView]) -> Table {
@@ -96,12 +119,17 @@ fn table(agents: &[AgentView]) -> Table {
             record.running_count.to_string(),
             record.slots.to_string(),
             record.queues.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
-            record.runtimes.keys().cloned().collect::<Vec<_>>().join(","),
+            record.runtimes.iter().map(runtime).collect::<Vec<_>>().join(","),
             format!("{}s ago", agent.silent_for.as_secs()),
             record.version.clone(),
         ]);
     }
     table
+}
+
+/// A runtime in one word, and whether it is down.
+fn runtime((name, info): (&String, &RuntimeInfo)) -> String {
+    if info.reason.is_some() { format!("{name} (down)") } else { name.clone() }
 }
 
 fn facts(agent: &AgentView) -> Facts {
@@ -122,7 +150,9 @@ fn facts(agent: &AgentView) -> Facts {
     }
     for (name, runtime) in &record.runtimes {
         let version = runtime.version.as_deref().unwrap_or_default();
-        facts.add("runtime", format!("{name} {version} {}", runtime.capabilities.join(",")));
+        let down = runtime.reason.as_ref().map_or(String::new(), |why| format!("(down: {why})"));
+        let words = [name, version, &runtime.capabilities.join(","), &down];
+        facts.add("runtime", words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" "));
     }
     for (name, value) in &record.labels {
         facts.add("label", format!("{name}={value}"));

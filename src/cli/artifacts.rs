@@ -255,7 +255,7 @@ async fn fetch(
 ) -> Result<(), ClientError> {
     match one.artifact {
         Some(artifact) => client.artifact_to(record, artifact, out).await.map(drop),
-        None => client.result_object_to(record, out).await.map(drop),
+        None => client.result_to(record, out).await.map(drop),
     }
 }
 

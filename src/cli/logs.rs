@@ -1,14 +1,13 @@
 //! `shoal logs`: what a task wrote, stored and live, each stream to where it was written.
 
-use base64::Engine;
 use clap::Args;
 use dispatcher::client::{LogCursor, LogOptions};
 use futures_util::StreamExt;
 use schemas::StartId;
+use schemas::http::LogPiece;
 use schemas::names::LogSource;
-use serde_json::json;
 
-use super::run::print_chunk;
+use super::printer::Printer;
 use super::{Error, Server};
 use crate::exit::{self, Exit};
 use crate::output::{self, Format};
@@ -58,21 +57,14 @@ pub async fn run(args: Logs, on: &Server<'_>) -> Result<Exit, Error> {
         all_runs: args.all_runs,
     };
     let mut chunks = client.logs(&key, options);
+    let mut printer = Printer::new();
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk?;
         match on.output() {
-            Format::Table => print_chunk(&chunk),
+            Format::Table => printer.print(&chunk),
             Format::Json => {
-                let mut value = json!({
-                    "sequence": chunk.sequence, "start": chunk.start, "source": chunk.source.as_str(), "at": chunk.at,
-                });
-                match std::str::from_utf8(&chunk.bytes) {
-                    Ok(text) => value["text"] = json!(text),
-                    Err(_) => {
-                        value["base64"] = json!(base64::engine::general_purpose::STANDARD.encode(&chunk.bytes));
-                    }
-                }
-                output::line(format_args!("{value}"));
+                let piece = serde_json::to_string(&LogPiece::from(chunk)).expect("a piece of log is JSON");
+                output::line(format_args!("{piece}"));
             }
         }
     }

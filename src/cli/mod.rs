@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod agents;
 pub mod artifacts;
+pub mod bench;
 pub mod bulk;
 pub mod cancel;
 pub mod completions;
@@ -14,8 +15,10 @@ pub mod explain;
 pub mod filter;
 pub mod get;
 pub mod global;
+pub mod http;
 pub mod list;
 pub mod logs;
+pub mod printer;
 pub mod queues;
 pub mod retry;
 pub mod run;
@@ -43,7 +46,7 @@ use crate::output::Format;
     max_term_width = 110,
     after_help = "Every flag has a SHOAL_… variable and a key in one YAML file; `shoal config show` lists them all.\n\
                   Exit codes: 0 done, 1 failed (run and wait: the job's own), 2 usage, 3 cannot reach NATS, \
-                  124 timed out, 130 cancelled."
+                  124 timed out, 125 the job could not be started, 130 cancelled."
 )]
 pub struct Cli {
     /// What every command takes.
@@ -98,6 +101,8 @@ pub enum Command {
     /// Set the server up
     #[command(subcommand)]
     Admin(admin::Admin),
+    /// Measure what a fleet does on this machine
+    Bench(bench::Bench),
     /// Print a completion script
     Completions(completions::Completions),
 }
@@ -106,6 +111,11 @@ impl Command {
     /// Whether it runs until it is told to stop, and tells in its log what it does.
     pub fn is_role(&self) -> bool {
         matches!(self, Self::Up(_) | Self::Worker(_) | Self::Dispatcher(_))
+    }
+
+    /// Whether it does more than wait for others.
+    pub fn needs_threads(&self) -> bool {
+        self.is_role() || matches!(self, Self::Bench(_))
     }
 }
 
@@ -133,6 +143,7 @@ pub async fn run(invocation: Invocation) -> Result<Exit, Error> {
         Command::Agents(args) => agents::run(args, &on).await,
         Command::Config(args) => Ok(config::run(&args, settings, file, global.output)),
         Command::Admin(args) => admin::run(args, &on).await,
+        Command::Bench(args) => bench::run(args, &on).await,
         Command::Completions(args) => Ok(completions::run(&args)),
     }
 }

@@ -1,68 +1,12 @@
-//! A task as the commands print it: the record as it stands, or what is known of one that only waits.
+//! A task as the commands print it for people.
 
-use dispatcher::client::{ListItem, Status, TaskView};
-use schemas::record::{Attempt, TaskResult};
-use schemas::{Outcome, QueueName, TaskId, TaskKey, TaskRecord, Timestamp};
+use dispatcher::client::{ListItem, TaskView};
+use schemas::record::{Attempt, TaskResult, Waiting};
+use schemas::task::Limits;
+use schemas::{Outcome, Task, TaskRecord, Timestamp, Workload};
 use serde::Serialize;
-use serde_json::value::RawValue;
 
 use crate::output::{self, Facts, Table, ago};
-
-/// A task as JSON: its record as the bucket holds it, or the same shape for one that only waits.
-#[derive(Clone, Debug, Serialize)]
-#[serde(untagged)]
-pub enum Shown<'a> {
-    /// There is a record of the newest run.
-    Record(&'a TaskRecord),
-    /// It only waits.
-    Queued(Box<Waiting<'a>>),
-}
-
-/// A task that only waits, in the shape of a record.
-#[derive(Clone, Debug, Serialize)]
-pub struct Waiting<'a> {
-    id: &'a TaskId,
-    queue: &'a QueueName,
-    sequence: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    submission: Option<&'a str>,
-    state: Status,
-    /// As it came, if it is JSON.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    task: Option<&'a RawValue>,
-    submitted_at: Timestamp,
-    /// The record of an earlier run of the same id.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    previous: Option<&'a TaskRecord>,
-}
-
-impl<'a> Waiting<'a> {
-    fn new(key: &'a TaskKey, sequence: u64, submitted_at: Timestamp) -> Self {
-        let (state, TaskKey { queue, id }) = (Status::Queued, key);
-        Self { id, queue, sequence, submission: None, state, task: None, submitted_at, previous: None }
-    }
-}
-
-/// One task; `None` if nothing is known of it.
-pub fn shown(view: &TaskView) -> Option<Shown<'_>> {
-    if let Some(current) = view.current() {
-        return Some(Shown::Record(&current.record));
-    }
-    let queued = view.queued.as_ref()?;
-    let mut waiting = Waiting::new(&view.key, queued.sequence, queued.submitted_at);
-    waiting.submission = queued.submission.as_deref();
-    waiting.task = serde_json::from_slice(&queued.task).ok();
-    waiting.previous = view.record.as_ref().map(|previous| &previous.record);
-    Some(Shown::Queued(Box::new(waiting)))
-}
-
-/// The same for one of many.
-pub fn shown_item(item: &ListItem) -> Shown<'_> {
-    match &item.record {
-        Some(recorded) => Shown::Record(&recorded.record),
-        None => Shown::Queued(Box::new(Waiting::new(&item.key, item.sequence, item.submitted_at))),
-    }
-}
 
 /// Everything about one task, for people.
 pub fn task_facts(view: &TaskView) -> Facts {
@@ -93,7 +37,18 @@ fn record_facts(facts: &mut Facts, record: &TaskRecord, now: Timestamp) {
     facts.add("submitted", moment(record.submitted_at, now));
     facts.add("ended", record.ended_at.map(|at| moment(at, now)).unwrap_or_default());
     facts.add("retry at", record.retry_at.map(|at| at.to_string()).unwrap_or_default());
+    if let Some(waiting) = &record.waiting {
+        let Waiting { code, message, since, worker } = waiting;
+        facts.add("waits for", format!("{code}: {message} (since {since}, last on {worker})"));
+    }
     facts.add("submission", record.submission.clone().unwrap_or_default());
+    let task = record.task.as_ref().and_then(|task| Task::decode(task.get().as_bytes()).ok());
+    if let Some(task) = task {
+        if let Workload::Container(container) = &task.workload {
+            facts.add("image", &container.image);
+        }
+        facts.add("limits", limits(&task.limits));
+    }
     if let Some(cancel) = &record.cancel {
         facts.add("cancel asked", format!("{} {}", cancel.at, cancel.reason.as_deref().unwrap_or_default()));
     }
@@ -121,6 +76,18 @@ fn record_facts(facts: &mut Facts, record: &TaskRecord, now: Timestamp) {
         facts.add("warning", warning);
     }
     facts.add("task as sent", record.task.as_ref().map(|task| task.get().to_owned()).unwrap_or_default());
+}
+
+/// The limits that a task names; the rest is its worker's.
+fn limits(limits: &Limits) -> String {
+    let Limits { cpu, memory, pids, logs } = limits;
+    let named = [
+        cpu.map(|cpu| format!("{cpu} CPU")),
+        memory.map(|memory| format!("{memory} memory")),
+        pids.map(|pids| format!("{pids} pids")),
+        logs.map(|logs| format!("{logs} logs")),
+    ];
+    named.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 fn moment(at: Timestamp, now: Timestamp) -> String {
@@ -210,9 +177,11 @@ fn worker(record: &TaskRecord) -> Option<String> {
     Some(record.attempts.last()?.worker.as_ref()?.to_string())
 }
 
-/// Why it did not succeed, in one word.
+/// Why it did not succeed, or could not start yet, in one word.
 pub fn reason(record: &TaskRecord) -> Option<String> {
-    Some(record.error.as_ref()?.code.to_string())
+    let error = record.error.as_ref().map(|error| error.code);
+    let code = error.or_else(|| record.waiting.as_ref().map(|waiting| waiting.code));
+    code.map(|code| code.to_string())
 }
 
 /// Prints one document for one name, a list for several. Nothing for one name that came to nothing: stderr tells.
@@ -221,29 +190,5 @@ pub fn print_json<T: Serialize>(values: &[T], names: usize) {
         ([], 1) => {}
         ([one], 1) => output::json(one),
         (many, _) => output::json(&many),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use dispatcher::client::Queued;
-    use serde_json::{Value, json};
-
-    #[test]
-    fn a_waiting_task_has_the_shape_of_a_record() {
-        let queued = Queued {
-            sequence: 7,
-            submitted_at: Timestamp::from_millis(0),
-            task: br#"{"workload":{"kind":"call","handler":"noop"}}"#.as_slice().into(),
-            submission: Some("mine".into()),
-        };
-        let view = TaskView { key: "q.a".parse().unwrap(), record: None, revision: 0, queued: Some(queued) };
-        let value: Value = serde_json::from_str(&serde_json::to_string(&shown(&view)).unwrap()).unwrap();
-        let expected = json!({
-            "id": "a", "queue": "q", "sequence": 7, "state": "queued", "submission": "mine",
-            "task": {"workload": {"kind": "call", "handler": "noop"}}, "submitted_at": "1970-01-01T00:00:00.000Z",
-        });
-        assert_eq!(value, expected);
     }
 }

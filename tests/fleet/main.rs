@@ -2,6 +2,7 @@
 //! behaviour; `support` is what they are made of.
 
 mod artifacts;
+mod bench;
 mod bulk;
 mod cancel;
 mod cli;

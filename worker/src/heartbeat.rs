@@ -20,7 +20,7 @@ const LEAST_DISK: u64 = 64 << 20;
 /// An open pull says something at least every two seconds; three times that is silence.
 const FETCH_SILENCE: Duration = Duration::from_secs(6);
 /// Names of running tasks in one beat; the count is exact.
-const NAMED: usize = 64;
+pub(crate) const NAMED: usize = 64;
 
 /// What the beat is about, beside the worker itself.
 pub struct Heartbeat {
@@ -73,6 +73,7 @@ impl Heartbeat {
         });
         let record = self.record(gone, free);
         let body = serde_json::to_vec(&record).expect("a record is plain data");
+        self.worker.said.send_replace(Some(record));
         let subject = self.worker.config.names.agent_subject(&self.worker.id);
         if let Err(error) = self.worker.js.publish(subject, HeaderMap::new(), body.into()).await {
             tracing::warn!(%error, "heartbeat not stored");
@@ -99,12 +100,15 @@ impl Heartbeat {
         if let Some(reason) = self.worker.blocked.borrow().clone() {
             return (AgentStatus::Starting, Some(reason));
         }
+        if let Some(reason) = self.worker.cordon.reason() {
+            return (AgentStatus::Starting, Some(reason));
+        }
         if !*self.ready.borrow() {
             return (AgentStatus::Starting, Some("no pull was answered yet".into()));
         }
         let silent = self.worker.pulse.last_fetch().is_none_or(|at| Timestamp::now().since(at) > FETCH_SILENCE);
         // With every slot taken there is nothing to fetch for.
-        if silent && self.worker.slots.free() > 0 {
+        if silent && self.worker.slots.free() > 0 && !self.worker.cordon.lifted_within(FETCH_SILENCE) {
             return (AgentStatus::Starting, Some("the server does not answer pulls".into()));
         }
         (AgentStatus::Ready, None)

@@ -5,6 +5,7 @@
 
 pub mod attempt;
 pub mod config;
+mod cordon;
 pub mod drain;
 mod fail;
 mod folder;
@@ -20,9 +21,11 @@ mod poison;
 pub mod policy;
 mod quarantine;
 pub mod runtime;
+mod service;
 mod settle;
 mod slots;
 mod stores;
+mod tally;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -31,7 +34,6 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use jetstream::{ApiError, Connection, JetStream};
-use schemas::cancel::{DrainReply, DrainRequest};
 use schemas::{AgentId, QueueSettings};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -50,6 +52,7 @@ use crate::nats::store::Store;
 use crate::runtime::Runtime;
 use crate::runtime::process::{ProcessConfig, ProcessRuntime, ProcessRuntimeError};
 use crate::slots::Slots;
+use crate::tally::Tally;
 use crate::worker::{GivenBack, Pulse, Queue, Running, Worker};
 
 /// Why a worker could not start.
@@ -105,10 +108,13 @@ pub async fn run(
         queues,
         running: Running::default(),
         blocked: watch::Sender::new(None),
+        cordon: cordon::Cordon::default(),
         looks: placement::Looks::default(),
         beat_soon: Notify::new(),
         given_back: GivenBack::default(),
         pulse: Pulse::default(),
+        tally: Tally::default(),
+        said: watch::Sender::new(None),
         stop_attempts: CancellationToken::new(),
         stop_now: CancellationToken::new(),
         js,
@@ -124,7 +130,7 @@ pub async fn run(
     services.spawn(follow_trouble(worker.clone(), end_services.clone()));
     services.spawn(follow_settings(worker.clone(), connection.clone(), end_services.clone()));
     let (drain_asked, drain_wish) = watch::channel(None);
-    services.spawn(listen_for_drain(worker.clone(), drain_asked, end_services.clone()));
+    services.spawn(service::run(worker.clone(), drain_asked, end_services.clone()));
     let (answered, is_ready) = watch::channel(false);
     let (say_draining, draining) = watch::channel(false);
     let beat = heartbeat::Heartbeat::new(worker.clone(), is_ready.clone(), draining);
@@ -298,31 +304,5 @@ async fn follow_settings(worker: Arc<Worker>, connection: Connection, stop: Canc
                 }
             }
         }
-    }
-}
-
-/// Answers `shoal.control.<agent>.drain`.
-async fn listen_for_drain(worker: Arc<Worker>, wish: watch::Sender<Option<Duration>>, stop: CancellationToken) {
-    let subject = worker.config.names.drain_subject(&worker.id);
-    let mut requests = match worker.js.client().subscribe(subject).await {
-        Ok(requests) => requests,
-        Err(error) => return tracing::warn!(%error, "cannot be drained from afar"),
-    };
-    loop {
-        let request = tokio::select! {
-            () = stop.cancelled() => return,
-            request = requests.next() => request,
-        };
-        let Some(request) = request else { return };
-        let asked: DrainRequest = serde_json::from_slice(&request.payload).unwrap_or_default();
-        if let Some(reply) = request.reply {
-            let running = worker.running.count() as u32;
-            let body = serde_json::to_vec(&DrainReply { running }).expect("a reply is plain data");
-            if let Err(error) = worker.js.client().publish(reply, body.into()).await {
-                tracing::debug!(%error, "drain not answered");
-            }
-        }
-        let grace = asked.grace.map_or(worker.config.drain_grace, |grace| grace.0);
-        wish.send_replace(Some(grace));
     }
 }

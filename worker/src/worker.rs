@@ -6,17 +6,19 @@ use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::Duration;
 
 use jetstream::JetStream;
-use schemas::{AgentId, QueueName, QueueSettings, StartId, TaskKey, Timestamp};
+use schemas::{AgentId, AgentRecord, QueueName, QueueSettings, StartId, TaskKey, Timestamp};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::cordon::Cordon;
 use crate::handlers::Handlers;
 use crate::nats::lease::Leases;
 use crate::nats::store::Store;
 use crate::placement::Looks;
 use crate::runtime::Runtime;
 use crate::slots::Slots;
+use crate::tally::Tally;
 
 /// One worker.
 pub struct Worker {
@@ -46,6 +48,8 @@ pub struct Worker {
     pub running: Running,
     /// Why it may fetch nothing now, if so.
     pub blocked: watch::Sender<Option<String>>,
+    /// Whether somebody wants it to fetch nothing.
+    pub cordon: Cordon,
     /// What it knows of who else runs what.
     pub looks: Looks,
     /// A beat is due before its time: something of the record has changed.
@@ -54,6 +58,10 @@ pub struct Worker {
     pub given_back: GivenBack,
     /// When the server last did what.
     pub pulse: Pulse,
+    /// What it has run.
+    pub tally: Tally,
+    /// What it said of itself at its last beat.
+    pub said: watch::Sender<Option<AgentRecord>>,
     /// Attempts stop and are handed back.
     pub stop_attempts: CancellationToken,
     /// The same, at once, without grace.

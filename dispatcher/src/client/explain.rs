@@ -657,7 +657,22 @@ fn remedy(code: Code, key: &TaskKey) -> String {
         Code::ResultTooLarge => format!("let it leave an artifact instead, {again}"),
         Code::LostTooOften => format!("see whether it kills its workers: shoal get {key}; {again}"),
         Code::WorkerLost | Code::MessageLost => format!("see how far it came: shoal logs {key}; {again}"),
-        Code::NoWorkFolder | Code::Internal | Code::Unknown => {
+        Code::NoWorkFolder
+        | Code::Internal
+        | Code::Unknown
+        // Codes of calls, which end no task.
+        | Code::InvalidArgument
+        | Code::NotFound
+        | Code::Ambiguous
+        | Code::Locked
+        | Code::Conflict
+        | Code::Unauthenticated
+        | Code::PermissionDenied
+        | Code::MethodNotAllowed
+        | Code::UnsupportedMediaType
+        | Code::TooLarge
+        | Code::RateLimited
+        | Code::Unavailable => {
             format!("see all of it: shoal get {key}; docs/errors.md has `{code}`; {again}")
         }
     }

@@ -5,6 +5,7 @@ mod agents;
 mod bulk;
 mod cancel;
 mod dead;
+pub mod documents;
 mod error;
 mod explain;
 mod find;
@@ -15,6 +16,7 @@ mod queues;
 pub mod record;
 mod result;
 mod retry;
+mod shown;
 mod submit;
 mod wait;
 
