@@ -6,6 +6,7 @@ mod bench;
 mod bulk;
 mod cancel;
 mod cli;
+mod cordon;
 mod drain;
 mod explain;
 #[cfg(feature = "fail-points")]
@@ -25,6 +26,7 @@ mod queues;
 mod registry;
 mod results;
 mod retries;
+mod run_image;
 mod security;
 mod submit;
 mod support;
