@@ -15,9 +15,11 @@ mod up;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    // The process runtime starts this program once more as the guard of a job: before anything else is set up.
-    if std::env::args_os().nth(1).is_some_and(|first| first == "__guard") {
-        return worker::guard_main();
+    // The runtimes start this program once more as the guards of what they run: before anything else is set up.
+    match std::env::args_os().nth(1) {
+        Some(first) if first == "__guard" => return worker::guard_main(),
+        Some(first) if first == "__container_guard" => return worker::container_guard_main(),
+        _ => {}
     }
     // Both TLS users of this program (NATS now, HTTP later) take the process's default.
     rustls::crypto::ring::default_provider().install_default().expect("nothing installed one before");

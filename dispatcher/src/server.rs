@@ -113,8 +113,11 @@ pub async fn run(
     let _ = ready.send(address);
     tracing::info!(http = %address, "dispatcher ready");
     let both = async {
-        let served = service.run(stop.clone());
-        tokio::try_join!(http, duties, async { Ok(served.await) }, async { Ok(registry.keep(stop.clone()).await) })?;
+        let beside = async {
+            tokio::join!(service.run(stop.clone()), registry.keep(stop.clone()));
+            Ok(())
+        };
+        tokio::try_join!(http, duties, beside)?;
         Ok(())
     };
     let ended = tokio::select! {

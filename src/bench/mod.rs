@@ -4,6 +4,7 @@ mod bare;
 mod fleet;
 mod load;
 mod machine;
+mod registry;
 mod report;
 mod suites;
 

@@ -69,6 +69,22 @@ pub struct Row {
     pub bare: Option<Bare>,
 }
 
+impl Row {
+    /// The figures of these rounds, nothing beside them.
+    pub fn new(suite: &'static str, case: String, rounds: &[Round]) -> Self {
+        Self {
+            suite,
+            case,
+            jobs: rounds.first().map_or(0, |round| round.latencies.len()),
+            per_second: Spread::of(rounds.iter().map(Round::per_second)),
+            p50_ms: Spread::of(rounds.iter().map(|round| round.quantile_ms(0.5))),
+            p99_ms: Spread::of(rounds.iter().map(|round| round.quantile_ms(0.99))),
+            cpu_us: Vec::new(),
+            bare: None,
+        }
+    }
+}
+
 /// CPU of one part of the fleet.
 #[derive(Clone, Debug, Serialize)]
 pub struct PartCpu {

@@ -9,6 +9,7 @@ use schemas::QueueName;
 
 use super::fleet::Fleet;
 use super::load::{Load, round};
+use super::registry::Registry;
 use super::report::{Bare, Idle, IdlePart, PartCpu, Report, Round, Row, Spread};
 use super::{BenchError, bare, machine};
 use crate::output;
@@ -22,6 +23,8 @@ pub enum Suite {
     Latency,
     /// `/bin/true` as a process, beside a bare spawn loop
     Process,
+    /// 1,000 agents over HTTP: register, beat, list; a dispatcher of our own
+    Registry,
     /// A fleet of our own at rest, and how soon a new worker is of use
     Idle,
 }
@@ -130,6 +133,7 @@ impl Bench<'_> {
                 Suite::Throughput => self.throughput(fleet).await?,
                 Suite::Latency => self.latency(fleet).await?,
                 Suite::Process => self.process(fleet).await?,
+                Suite::Registry => self.registry(fleet).await?,
                 Suite::Idle => self.idle(fleet).await?,
             }
         }
@@ -158,6 +162,32 @@ impl Bench<'_> {
             let case = Case { suite: "process", name, body: TRUE.into(), jobs, in_flight };
             self.case(fleet, case, Some(Beside::Processes(slots))).await?;
         }
+        Ok(())
+    }
+
+    async fn registry(&mut self, fleet: &mut Fleet) -> Result<(), BenchError> {
+        let Some(http) = fleet.dispatcher().await? else {
+            output::talk(format_args!("registry: left out, for a given fleet has no dispatcher of ours"));
+            return Ok(());
+        };
+        output::talk(format_args!("registry: agents over HTTP …"));
+        let agents = self.jobs(1_000);
+        let mut registry = Registry::connect(&http).await?;
+        let (mut register, mut beat, mut list) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..self.plan.rounds {
+            let name = self.next_name();
+            let own = machine::own_cpu();
+            register.push(registry.register(agents, &name).await?);
+            beat.push(registry.beat(agents, &name).await?);
+            list.push(registry.list(self.jobs(200), agents).await?);
+            self.ours += machine::own_cpu().saturating_sub(own);
+            registry.forget(agents, &name).await?;
+        }
+        self.measured = machine::MachineTime::now();
+        for (case, rounds) in [("register", register), ("beat", beat)] {
+            self.rows.push(Row::new("registry", format!("{case}, one at a time"), &rounds));
+        }
+        self.rows.push(Row::new("registry", format!("list of {agents}"), &list));
         Ok(())
     }
 
@@ -244,18 +274,13 @@ impl Bench<'_> {
             us: Spread::of(cpu.iter().map(|round| round[part].us)).median,
         };
         self.rows.push(Row {
-            suite: case.suite,
-            case: case.name,
-            jobs: case.jobs,
-            per_second: Spread::of(rounds.iter().map(Round::per_second)),
-            p50_ms: Spread::of(rounds.iter().map(|round| round.quantile_ms(0.5))),
-            p99_ms: Spread::of(rounds.iter().map(|round| round.quantile_ms(0.99))),
             cpu_us: (0..parts).map(median).collect(),
             bare: beside.map(|beside| Bare {
                 what: beside.what(),
                 per_second: Spread::of(bare.iter().map(Round::per_second)),
                 p50_ms: Spread::of(bare.iter().map(|round| round.quantile_ms(0.5))),
             }),
+            ..Row::new(case.suite, case.name, &rounds)
         });
         Ok(())
     }

@@ -3,7 +3,7 @@
 use clap::Args;
 use schemas::task::PullPolicy;
 use schemas::{Bytes, Cpu, HumanDuration, Limit};
-use worker::policy::{AllowedMount, ContainerSettings, Policy};
+use worker::policy::{AllowedMount, ContainerSettings, Policy, is_image_glob};
 use worker::runtime::Bounds;
 
 use super::Error;
@@ -68,6 +68,11 @@ impl Containers {
         if !(HumanDuration::seconds(1)..=HumanDuration::seconds(86_400)).contains(&self.sweep_every) {
             let problem = format!("--sweep-every is {}; allowed is 1s to 1d", self.sweep_every);
             return Err(Error::usage(problem, "--sweep-every 60s"));
+        }
+        let globs = self.allowed_images.iter().flatten();
+        if let Some(glob) = globs.filter(|glob| !glob.is_empty()).find(|glob| !is_image_glob(glob)) {
+            let problem = format!("--allowed-images has `{glob}`, which is neither an image's name nor a glob");
+            return Err(Error::usage(problem, "--allowed-images 'alpine,ghcr.io/acme/*'"));
         }
         // An empty variable means an empty list, not a list of one empty word.
         let words = |words: &[String]| words.iter().filter(|word| !word.is_empty()).cloned().collect();

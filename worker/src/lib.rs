@@ -12,6 +12,7 @@ mod folder;
 pub mod handlers;
 mod heartbeat;
 mod identity;
+pub mod image;
 mod intake;
 pub mod logs;
 pub mod nats;
@@ -42,6 +43,7 @@ use tokio_util::task::TaskTracker;
 pub use config::{Config, InvalidQueues, Queues, RuntimeName};
 pub use drain::Stop;
 pub use handlers::{Call, HandlerError, Handlers};
+pub use runtime::docker::guard::container_guard_main;
 pub use runtime::process::{GuardCommand, guard_main};
 
 use crate::identity::{Identity, IdentityError};
@@ -50,6 +52,7 @@ use crate::nats::lease::Leases;
 use crate::nats::pull::Pulls;
 use crate::nats::store::Store;
 use crate::runtime::Runtime;
+use crate::runtime::docker::{self, DockerConfig, DockerRuntime, DockerRuntimeError};
 use crate::runtime::process::{ProcessConfig, ProcessRuntime, ProcessRuntimeError};
 use crate::slots::Slots;
 use crate::tally::Tally;
@@ -75,6 +78,9 @@ pub enum WorkerError {
     /// A runtime that was asked for does not work here.
     #[error("the runtime `process` does not work here")]
     Process(#[from] ProcessRuntimeError),
+    /// The engine that was asked for does not work here.
+    #[error("the runtime `docker` does not work here")]
+    Docker(#[from] DockerRuntimeError),
     /// The connection is gone for good.
     #[error("the connection to NATS broke for good; nothing can be pulled any more")]
     Broken,
@@ -95,7 +101,7 @@ pub async fn run(
     folder::sweep(&config.state_dir, &identity.id).map_err(WorkerError::Folders)?;
     let js = JetStream::new(connection.client.clone());
     let queues = bind_queues(&js, &config).await?;
-    let (calls, runtimes) = allowed_runtimes(&config, &identity).await?;
+    let (calls, runtimes) = allowed_runtimes(&js, &config, &identity).await?;
     let worker = Arc::new(Worker {
         id: identity.id.clone(),
         instance: identity.instance.clone(),
@@ -221,7 +227,7 @@ async fn bind_queues(js: &JetStream, config: &Config) -> Result<Vec<Queue>, Work
 type Runtimes = BTreeMap<&'static str, Arc<dyn Runtime>>;
 
 /// What this worker runs: whether `call`, and which runtimes.
-async fn allowed_runtimes(config: &Config, own: &Identity) -> Result<(bool, Runtimes), WorkerError> {
+async fn allowed_runtimes(js: &JetStream, config: &Config, own: &Identity) -> Result<(bool, Runtimes), WorkerError> {
     const DEFAULT: [RuntimeName; 2] = [RuntimeName::Call, RuntimeName::Containers];
     let (mut calls, mut runtimes) = (false, Runtimes::new());
     for name in config.runtimes.as_deref().unwrap_or(&DEFAULT) {
@@ -231,7 +237,19 @@ async fn allowed_runtimes(config: &Config, own: &Identity) -> Result<(bool, Runt
                 let process = ProcessConfig { guard: config.guard.clone(), ..ProcessConfig::new(own.id.as_str()) };
                 runtimes.insert("process", Arc::new(ProcessRuntime::new(process).await?));
             }
-            RuntimeName::Docker | RuntimeName::Containers => {}
+            RuntimeName::Docker | RuntimeName::Containers => {
+                if *name == RuntimeName::Containers && !docker::found(&config.containers).await {
+                    continue;
+                }
+                let docker = DockerConfig {
+                    settings: config.containers.clone(),
+                    fleet: stores::fleet(js, config).await.map_err(WorkerError::Inbox)?,
+                    worker: own.id.clone(),
+                    instance: own.instance.clone(),
+                    guard: config.guard.clone(),
+                };
+                runtimes.insert("docker", Arc::new(DockerRuntime::new(docker).await?));
+            }
         }
     }
     Ok((calls, runtimes))

@@ -93,6 +93,13 @@ impl Notes {
         Self { to: None, activity: Activity::default() }
     }
 
+    /// Notes that a test reads.
+    #[cfg(test)]
+    pub fn heard() -> (Self, mpsc::Receiver<(LogSource, Bytes)>) {
+        let (to, heard) = mpsc::channel(1000);
+        (Self { to: Some(to), activity: Activity::default() }, heard)
+    }
+
     /// Says one line. Waits while the log is behind. Counts as a sign of life of the attempt.
     pub async fn say(&self, line: &str) {
         self.activity.touch();

@@ -9,7 +9,6 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header as http_head
 use axum::response::{IntoResponse, Response};
 use schemars::JsonSchema;
 use schemas::http::{Accepted, CancelOutcome, Cancelled, Problem, ShownTask, Submitted, TaskPage};
-use schemas::strict::InvalidTask;
 use schemas::{HumanDuration, QueueName, Task, TaskId, Timestamp, header};
 use serde::Deserialize;
 use serde_json::Value;
@@ -83,7 +82,7 @@ pub(super) fn operations() -> Vec<Operation> {
 #[serde(untagged)]
 #[allow(dead_code, reason = "only its schema is used")]
 enum SubmitBody {
-    One(TaskDocument),
+    One(Box<TaskDocument>),
     Many(Vec<TaskDocument>),
 }
 
@@ -196,7 +195,7 @@ pub async fn submit(
     let default = QueueName::new("default").expect("a literal of allowed characters");
     let queue = query.queue.as_ref().unwrap_or(&default);
     let prepare = |value| -> Result<Submission, SubmitError> {
-        let mut document = Document::read(value).map_err(InvalidTask::from)?;
+        let mut document = Document::read(value)?;
         document.id = query.id.clone().or(document.id);
         document.once |= query.once;
         let submission = document.submission(queue)?;

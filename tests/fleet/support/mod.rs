@@ -4,6 +4,7 @@
 //! sees. Every child dies with the thread of its test.
 
 mod client;
+mod curl;
 mod fleet;
 mod job;
 mod ledger;
@@ -16,6 +17,7 @@ mod system;
 mod wait;
 
 pub use client::{Client, Publish};
+pub use curl::{Answer, Event, curl, curl_stream, events};
 pub use fleet::{Fleet, FleetBuilder};
 pub use job::{Job, With, echo, noop, process, shell};
 pub use ledger::Ledger;
