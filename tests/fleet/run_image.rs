@@ -1,9 +1,13 @@
-//! `shoal run --image` and what the commands show of container work, where no engine is needed (C1, O2).
+//! `shoal run --image` and what the commands show of container work, with an engine and without (C1, C2, O2).
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use schemas::{AgentStatus, State};
 use serde_json::json;
 
-use crate::support::{Fleet, eventually};
+use crate::support::{Fleet, Program, eventually, random_word};
 
 #[tokio::test]
 async fn a_container_that_nobody_runs_waits_says_why_and_is_cancelled_by_ctrl_c() {
@@ -65,4 +69,95 @@ async fn a_runtime_that_is_down_is_shown_as_such() {
     })
     .await;
     assert!(explained.contains("the engine is down: by-hand `docker` is down"), "{explained}");
+}
+
+/// Asks the engine of this machine by its own API; its answer's status.
+fn engine_status(path: &str) -> std::io::Result<u16> {
+    let mut engine = UnixStream::connect("/var/run/docker.sock")?;
+    engine.set_read_timeout(Some(Duration::from_secs(20)))?;
+    write!(engine, "GET {path} HTTP/1.1\r\nHost: engine\r\nConnection: close\r\n\r\n")?;
+    let mut answer = Vec::new();
+    engine.read_to_end(&mut answer)?;
+    let status = answer.get(9..12).and_then(|code| std::str::from_utf8(code).ok()).and_then(|code| code.parse().ok());
+    status.ok_or_else(|| std::io::Error::other("no HTTP"))
+}
+
+/// Whether an engine with our image is here. In CI it must be.
+fn engine_is_here() -> bool {
+    let why = match engine_status(&format!("/images/{IMAGE}/json")) {
+        Ok(200) => return true,
+        Ok(status) => format!("the engine says {status} of {IMAGE}"),
+        Err(error) => format!("no Docker engine answers: {error}"),
+    };
+    assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "in CI no test is skipped, but {why}");
+    eprintln!("SKIPPED: {why}");
+    false
+}
+
+/// Made of a static busybox.
+const IMAGE: &str = "shoal-test/busybox:1";
+
+/// A worker that nobody else on the engine can be mistaken for.
+async fn contained(fleet: &Fleet) -> Program {
+    let worker = fleet.worker(&format!("w-{}", &random_word()[..10])).slots(4).runtimes("call,docker");
+    worker.env("SHOAL_ALLOWED_MOUNTS", &fleet.folder().display().to_string()).start().await
+}
+
+#[tokio::test]
+async fn a_container_runs_as_if_it_ran_here() {
+    if !engine_is_here() {
+        return;
+    }
+    let fleet = Fleet::start().await;
+    let _worker = contained(&fleet).await;
+    let script = "echo out; echo err >&2; exit 7";
+    let output = fleet.shoal(&["run", "--id", "a", "--image", IMAGE, "--", "sh", "-c", script]).await.exit(7);
+    assert_eq!(output.stdout, "out\n");
+    assert!(output.stderr.contains("err\n"), "{output:?}");
+    let shown = fleet.shoal(&["get", "a"]).await.ok().stdout;
+    assert!(shown.contains(IMAGE) && shown.contains("code 7"), "{shown}");
+
+    std::fs::write(fleet.folder().join("file"), "mounted\n").expect("written");
+    let mount = format!("{}:/data:ro", fleet.folder().display());
+    let script = "id -u; pwd; echo $A; cat /data/file; touch /data/x /etc/x 2>/dev/null || echo unchanged";
+    let flags = ["run", "--image", IMAGE, "--entrypoint", "sh", "--user", "1000", "--workdir", "/tmp", "--env", "A=b"];
+    let more = ["--read-only", "--init", "--mount", &mount, "--memory", "64Mi", "--pids", "32", "--", "-c", script];
+    let output = fleet.shoal(&[&flags[..], &more].concat()).await.ok();
+    assert_eq!(output.stdout, "1000\n/tmp\nb\nmounted\nunchanged\n");
+}
+
+#[tokio::test]
+async fn what_keeps_a_container_from_starting_has_an_exit_code_of_its_own() {
+    if !engine_is_here() {
+        return;
+    }
+    let fleet = Fleet::start().await;
+    let _worker = contained(&fleet).await;
+    for (args, code) in [
+        (&["--", "no-such-program"][..], 127),
+        (&["--", "/etc"], 126),
+        (&["--user", "nobody-knows", "--", "true"], 125),
+        (&["--mount", "/etc:/data", "--", "true"], 125),
+        (&["--privileged", "--", "true"], 125),
+    ] {
+        let output = fleet.shoal(&[&["run", "--image", IMAGE], args].concat()).await;
+        assert_eq!(output.code, code, "{args:?}: {output:?}");
+    }
+    let output =
+        fleet.shoal(&["run", "--image", "shoal-test/nowhere:1", "--pull", "never", "--", "true"]).await.exit(125);
+    assert!(output.stderr.contains("never pulled"), "{output:?}");
+}
+
+#[tokio::test]
+async fn an_interrupted_container_is_stopped_and_gone() {
+    if !engine_is_here() {
+        return;
+    }
+    let fleet = Fleet::start().await;
+    let _worker = contained(&fleet).await;
+    let mut run = fleet.spawn(&["run", "--id", "a", "--image", IMAGE, "--init", "--", "sleep", "600"], "");
+    fleet.in_state("default.a", State::Running).await;
+    run.interrupt();
+    assert_eq!(run.wait().await.code, 130);
+    assert_eq!(fleet.record("default.a").await.expect("there").state, State::Cancelled);
 }
