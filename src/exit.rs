@@ -7,6 +7,7 @@
 //! | 2 | usage: a flag, a variable, the configuration file or a task file is wrong |
 //! | 3 | NATS cannot be reached, or does not answer |
 //! | 124 | timed out: the job, or the waiting for it |
+//! | 125 | the job could not be started: its image, a limit, what the worker forbids, the engine |
 //! | 126, 127 | the job's command cannot be executed, is not there |
 //! | 130 | cancelled |
 //! | others | the job's own; 128 + n for signal n |
@@ -29,6 +30,8 @@ pub const USAGE: Exit = Exit(2);
 pub const UNREACHABLE: Exit = Exit(3);
 /// Timed out.
 pub const TIMED_OUT: Exit = Exit(124);
+/// It could not be started, as container engines say it.
+pub const NOT_STARTED: Exit = Exit(125);
 /// Cancelled.
 pub const CANCELLED: Exit = Exit(130);
 
@@ -53,6 +56,17 @@ pub fn of_record(record: &TaskRecord) -> Option<Exit> {
 fn of_failure(record: &TaskRecord) -> Exit {
     match record.error.as_ref().map(|error| error.code) {
         Some(Code::TimedOut | Code::IdleTimedOut | Code::Expired) => return TIMED_OUT,
+        Some(
+            Code::PolicyForbidden
+            | Code::ImageNotFound
+            | Code::ImagePullFailed
+            | Code::InvalidImage
+            | Code::UserNotFound
+            | Code::PortTaken
+            | Code::StartFailed
+            | Code::LimitUnsupported
+            | Code::EngineUnavailable,
+        ) => return NOT_STARTED,
         Some(Code::CommandNotFound) => return Exit(127),
         Some(Code::CommandNotExecutable) => return Exit(126),
         // Every other reason leaves it to what the last attempt says.
@@ -128,6 +142,8 @@ mod tests {
             ("lost", json!({}), 1),
             ("failed", json!({"error": error("timed_out")}), 124),
             ("failed", json!({"error": error("idle_timed_out")}), 124),
+            ("failed", json!({"error": error("image_not_found")}), 125),
+            ("failed", json!({"error": error("policy_forbidden")}), 125),
             ("failed", json!({"error": error("command_not_found")}), 127),
             ("failed", json!({"error": error("command_not_executable")}), 126),
             ("failed", json!({"error": error("lost_too_often")}), 1),

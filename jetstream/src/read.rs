@@ -81,6 +81,8 @@ pub struct Page {
     pub messages: Vec<StoredMessage>,
     /// Whether more match behind the last one.
     pub more: bool,
+    /// How many of them, as the answering replica counts.
+    pub left: u64,
 }
 
 #[derive(Deserialize)]
@@ -170,6 +172,12 @@ impl JetStream {
             .await
     }
 
+    /// How many messages from sequence `from` on match `filter`. Reads only the first of them.
+    pub async fn count_from(&self, stream: &str, filter: &str, from: u64) -> Result<u64, ApiError> {
+        let page = self.page(stream, filter, from, 1).await?;
+        Ok(page.messages.len() as u64 + page.left)
+    }
+
     /// The newest message of each subject that matches one of `subjects` (wildcards allowed), by direct reads: any
     /// replica, no consumer. The server answers no more than 1,024 at once and refuses what would be more.
     pub async fn newest(&self, stream: &str, subjects: &[String]) -> Result<Vec<StoredMessage>, ApiError> {
@@ -211,7 +219,8 @@ impl JetStream {
                 }
                 // End of batch.
                 Some(status) if status.as_u16() == 204 => {
-                    page.more = number("Nats-Num-Pending").is_some_and(|pending| pending > 0);
+                    page.left = number("Nats-Num-Pending").unwrap_or_default();
+                    page.more = page.left > 0;
                     return Ok(page);
                 }
                 Some(StatusCode::NOT_FOUND) => return Ok(page),

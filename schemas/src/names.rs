@@ -166,6 +166,11 @@ impl Names {
         format!("{}.control.{agent}.drain", self.prefix)
     }
 
+    /// Core request that a worker take nothing new, or take tasks again: `shoal.control.<agent>.cordon`.
+    pub fn cordon_subject(&self, agent: &AgentId) -> String {
+        format!("{}.control.{agent}.cordon", self.prefix)
+    }
+
     /// Core request for a worker's record, fresh: `shoal.control.<agent>.info`.
     pub fn info_subject(&self, agent: &AgentId) -> String {
         format!("{}.control.{agent}.info", self.prefix)

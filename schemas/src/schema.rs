@@ -2,7 +2,7 @@
 
 use schemars::{Schema, schema_for};
 
-use crate::{AgentRecord, DeadLetter, QueueSettings, Task, TaskRecord, cancel, http};
+use crate::{AgentRecord, DeadLetter, Explanation, QueueSettings, Task, TaskRecord, cancel, http};
 
 /// File name and schema of every message.
 pub fn all() -> Vec<(&'static str, Schema)> {
@@ -12,10 +12,13 @@ pub fn all() -> Vec<(&'static str, Schema)> {
         ("agent_record.json", schema_for!(AgentRecord)),
         ("queue_settings.json", schema_for!(QueueSettings)),
         ("dead_letter.json", schema_for!(DeadLetter)),
+        ("explanation.json", schema_for!(Explanation)),
         ("cancel_request.json", schema_for!(cancel::CancelRequest)),
         ("cancel_reply.json", schema_for!(cancel::CancelReply)),
         ("drain_request.json", schema_for!(cancel::DrainRequest)),
         ("drain_reply.json", schema_for!(cancel::DrainReply)),
+        ("cordon_request.json", schema_for!(cancel::CordonRequest)),
+        ("cordon_reply.json", schema_for!(cancel::CordonReply)),
         ("agent_registration.json", schema_for!(http::AgentRegistration)),
         ("agent_beat.json", schema_for!(http::AgentBeat)),
         ("problem.json", schema_for!(http::Problem)),

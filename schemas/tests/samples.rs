@@ -6,21 +6,24 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use shoal_schemas::cancel::{CancelReply, CancelRequest, DrainReply, DrainRequest};
+use shoal_schemas::cancel::{CancelReply, CancelRequest, CordonReply, CordonRequest, DrainReply, DrainRequest};
 use shoal_schemas::http::{AgentBeat, AgentRegistration, Problem};
-use shoal_schemas::{AgentRecord, DeadLetter, QueueSettings, Task, TaskRecord, schema, strict};
+use shoal_schemas::{AgentRecord, DeadLetter, Explanation, QueueSettings, Task, TaskRecord, schema, strict};
 
 /// The name of a message is the start of its samples' names; the longest fitting one counts.
-const MESSAGES: [&str; 12] = [
+const MESSAGES: [&str; 15] = [
     "task_record",
     "task",
     "agent_record",
     "queue_settings",
     "dead_letter",
+    "explanation",
     "cancel_request",
     "cancel_reply",
     "drain_request",
     "drain_reply",
+    "cordon_request",
+    "cordon_reply",
     "agent_registration",
     "agent_beat",
     "problem",
@@ -65,10 +68,13 @@ fn every_sample_reads_into_its_type_and_back_byte_for_byte() {
             "agent_record" => written::<AgentRecord>(&name, &text),
             "queue_settings" => written::<QueueSettings>(&name, &text),
             "dead_letter" => written::<DeadLetter>(&name, &text),
+            "explanation" => written::<Explanation>(&name, &text),
             "cancel_request" => written::<CancelRequest>(&name, &text),
             "cancel_reply" => written::<CancelReply>(&name, &text),
             "drain_request" => written::<DrainRequest>(&name, &text),
             "drain_reply" => written::<DrainReply>(&name, &text),
+            "cordon_request" => written::<CordonRequest>(&name, &text),
+            "cordon_reply" => written::<CordonReply>(&name, &text),
             "agent_registration" => written::<AgentRegistration>(&name, &text),
             "agent_beat" => written::<AgentBeat>(&name, &text),
             "problem" => written::<Problem>(&name, &text),

@@ -1,7 +1,9 @@
 //! `shoal agents`: who is there, and how they are.
 
 use clap::Subcommand;
-use dispatcher::client::AgentView;
+use dispatcher::client::{AgentView, Client};
+use schemas::agent::RuntimeInfo;
+use schemas::cancel::CordonRequest;
 use schemas::{AgentRecord, AgentStatus, HumanDuration, Timestamp};
 use serde_json::json;
 
@@ -33,6 +35,19 @@ pub enum Agents {
         /// Return once it is gone
         #[arg(long)]
         wait: bool,
+    },
+    /// Ask a worker to take nothing new but to stay; what it runs goes on
+    Cordon {
+        /// Its id, or a prefix that fits one
+        id: String,
+        /// By whom or why, for the registry
+        #[arg(long)]
+        reason: Option<String>,
+    },
+    /// Let a cordoned worker take tasks again
+    Uncordon {
+        /// Its id, or a prefix that fits one
+        id: String,
     },
 }
 
@@ -74,8 +89,23 @@ pub async fn run(args: Agents, on: &Server<'_>) -> Result<Exit, Error> {
                 Format::Table => output::line(format_args!("{agent} drains, {} running", reply.running)),
             }
         }
+        Agents::Cordon { id, reason } => cordon(&client, &id, CordonRequest { cordon: true, reason }, on).await?,
+        Agents::Uncordon { id } => cordon(&client, &id, CordonRequest { cordon: false, reason: None }, on).await?,
     }
     Ok(exit::DONE)
+}
+
+async fn cordon(client: &Client, id: &str, request: CordonRequest, on: &Server<'_>) -> Result<(), Error> {
+    let agent = client.agent(id).await?.record.id;
+    let reply = client.cordon(&agent, &request).await?;
+    match on.output() {
+        Format::Json => output::json(&json!({"id": agent, "cordoned": reply.cordoned, "running": reply.running})),
+        Format::Table if reply.cordoned => {
+            output::line(format_args!("{agent} takes nothing new, {} running", reply.running));
+        }
+        Format::Table => output::line(format_args!("{agent} takes tasks again")),
+    }
+    Ok(())
 }
 
 fn table(agents: &[AgentView]) -> Table {
@@ -89,12 +119,17 @@ fn table(agents: &[AgentView]) -> Table {
             record.running_count.to_string(),
             record.slots.to_string(),
             record.queues.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
-            record.runtimes.keys().cloned().collect::<Vec<_>>().join(","),
+            record.runtimes.iter().map(runtime).collect::<Vec<_>>().join(","),
             format!("{}s ago", agent.silent_for.as_secs()),
             record.version.clone(),
         ]);
     }
     table
+}
+
+/// A runtime in one word, and whether it is down.
+fn runtime((name, info): (&String, &RuntimeInfo)) -> String {
+    if info.reason.is_some() { format!("{name} (down)") } else { name.clone() }
 }
 
 fn facts(agent: &AgentView) -> Facts {
@@ -115,7 +150,9 @@ fn facts(agent: &AgentView) -> Facts {
     }
     for (name, runtime) in &record.runtimes {
         let version = runtime.version.as_deref().unwrap_or_default();
-        facts.add("runtime", format!("{name} {version} {}", runtime.capabilities.join(",")));
+        let down = runtime.reason.as_ref().map_or(String::new(), |why| format!("(down: {why})"));
+        let words = [name, version, &runtime.capabilities.join(","), &down];
+        facts.add("runtime", words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" "));
     }
     for (name, value) in &record.labels {
         facts.add("label", format!("{name}={value}"));

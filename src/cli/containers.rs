@@ -94,7 +94,8 @@ impl Containers {
     }
 }
 
-fn pull(word: &str) -> Result<PullPolicy, String> {
+/// A word for when an image is pulled.
+pub fn pull(word: &str) -> Result<PullPolicy, String> {
     match word {
         "always" => Ok(PullPolicy::Always),
         "if_not_present" => Ok(PullPolicy::IfNotPresent),

@@ -5,9 +5,10 @@ use dispatcher::client::{Client, ClientError, DeadContent, DeadFilter, Submitted
 use schemas::{Code, DeadLetter, QueueName, Timestamp};
 use serde_json::json;
 
+use super::filter::code;
 use super::{Error, Server, exit_of_client, submit};
 use crate::exit::{self, Exit};
-use crate::output::{self, Facts, Format, Table, ago, did_you_mean};
+use crate::output::{self, Facts, Format, Table, ago};
 
 /// `shoal dead …`.
 #[derive(Clone, Debug, Subcommand)]
@@ -52,15 +53,6 @@ pub struct Replay {
     /// All of this queue
     #[arg(long)]
     queue: Option<QueueName>,
-}
-
-fn code(word: &str) -> Result<Code, String> {
-    let known: Vec<&str> = Code::ALL.iter().map(|code| code.as_str()).collect();
-    match word.parse() {
-        Ok(Code::Unknown) => Err(did_you_mean(word, &known)),
-        Ok(code) => Ok(code),
-        Err(never) => match never {},
-    }
 }
 
 /// Runs one of them.

@@ -7,7 +7,7 @@ use schemas::StartId;
 use schemas::http::LogPiece;
 use schemas::names::LogSource;
 
-use super::run::print_chunk;
+use super::printer::Printer;
 use super::{Error, Server};
 use crate::exit::{self, Exit};
 use crate::output::{self, Format};
@@ -57,10 +57,11 @@ pub async fn run(args: Logs, on: &Server<'_>) -> Result<Exit, Error> {
         all_runs: args.all_runs,
     };
     let mut chunks = client.logs(&key, options);
+    let mut printer = Printer::new();
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk?;
         match on.output() {
-            Format::Table => print_chunk(&chunk),
+            Format::Table => printer.print(&chunk),
             Format::Json => {
                 let piece = serde_json::to_string(&LogPiece::from(chunk)).expect("a piece of log is JSON");
                 output::line(format_args!("{piece}"));

@@ -2,18 +2,23 @@
 
 pub mod admin;
 pub mod agents;
+pub mod artifacts;
 pub mod bench;
+pub mod bulk;
 pub mod cancel;
 pub mod completions;
 pub mod config;
 pub mod containers;
 pub mod dead;
 pub mod dispatcher;
+pub mod explain;
+pub mod filter;
 pub mod get;
 pub mod global;
 pub mod http;
 pub mod list;
 pub mod logs;
+pub mod printer;
 pub mod queues;
 pub mod retry;
 pub mod run;
@@ -41,7 +46,7 @@ use crate::output::Format;
     max_term_width = 110,
     after_help = "Every flag has a SHOAL_… variable and a key in one YAML file; `shoal config show` lists them all.\n\
                   Exit codes: 0 done, 1 failed (run and wait: the job's own), 2 usage, 3 cannot reach NATS, \
-                  124 timed out, 130 cancelled."
+                  124 timed out, 125 the job could not be started, 130 cancelled."
 )]
 pub struct Cli {
     /// What every command takes.
@@ -69,10 +74,15 @@ pub enum Command {
     Wait(wait::Wait),
     /// Show a task: state, attempts, result
     Get(get::Get),
+    /// Tell why a task waits, or what it does, and what to try
+    Explain(explain::Explain),
     /// List tasks, newest change first
     List(list::List),
     /// Show a task's log
     Logs(logs::Logs),
+    /// Files and large results that tasks left
+    #[command(subcommand)]
+    Artifacts(artifacts::Artifacts),
     /// Cancel tasks, wherever they stand
     Cancel(cancel::Cancel),
     /// Submit finished tasks again, under the same ids
@@ -122,8 +132,10 @@ pub async fn run(invocation: Invocation) -> Result<Exit, Error> {
         Command::Submit(args) => submit::run(args, &on).await,
         Command::Wait(args) => wait::run(args, &on).await,
         Command::Get(args) => get::run(args, &on).await,
+        Command::Explain(args) => explain::run(args, &on).await,
         Command::List(args) => list::run(args, &on).await,
         Command::Logs(args) => logs::run(args, &on).await,
+        Command::Artifacts(args) => artifacts::run(args, &on).await,
         Command::Cancel(args) => cancel::run(args, &on).await,
         Command::Retry(args) => retry::run(args, &on).await,
         Command::Dead(args) => dead::run(args, &on).await,

@@ -1,17 +1,18 @@
 //! `shoal run`: one command in the fleet, as if it ran here: its output, its exit code, Ctrl-C cancels it.
 
 use std::collections::BTreeMap;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::num::NonZeroU32;
 
 use clap::Args;
-use dispatcher::client::{CancelEnd, CancelOptions, Client, LogChunk, LogOptions, Submission, Submitted};
+use dispatcher::client::{CancelEnd, CancelOptions, Client, LogOptions, Submission, Submitted};
 use futures_util::StreamExt;
-use schemas::names::LogSource;
-use schemas::task::{Container, Process, RetryPolicy};
+use schemas::task::{Container, Mount, Process, PullPolicy, RetryPolicy};
 use schemas::{Bytes, Cpu, HumanDuration, Limit, QueueName, State, Task, TaskId, Timestamp, Workload};
 use serde_json::json;
 
+use super::containers::pull;
+use super::printer::Printer;
 use super::{Error, Server, pair};
 use crate::exit::{self, Exit};
 use crate::output::{self, Format};
@@ -20,7 +21,9 @@ use crate::output::{self, Format};
 #[derive(Clone, Debug, Args)]
 #[command(
     after_help = "Examples:\n  shoal run -- make test\n  shoal run --timeout 5m --env CI=1 -- sh -c 'make && make test'\n  \
-    id=$(shoal run --detach -- ./nightly)"
+    id=$(shoal run --detach -- ./nightly)\n  \
+    shoal run --image alpine:3 --memory 64Mi -- sh -c 'echo hi'\n\nExit code: the job's own, 128 + n for signal n; 124 timed \
+    out, 125 the container could not be started, 126 its command cannot be executed, 127 is not there, 130 cancelled."
 )]
 pub struct Run {
     /// Queue to submit to
@@ -29,6 +32,9 @@ pub struct Run {
     /// Run in a container of this image instead of as a process of the worker
     #[arg(long)]
     pub image: Option<String>,
+    /// How it is contained.
+    #[command(flatten)]
+    pub contained: Contained,
     /// Longest run of one attempt, or `unlimited` [default: the queue's, else 30m]
     #[arg(long, value_name = "DURATION")]
     pub timeout: Option<Limit<HumanDuration>>,
@@ -76,13 +82,84 @@ pub struct Run {
     pub command: Vec<String>,
 }
 
+/// Flags of a container. What loosens its confinement must also be allowed by the worker.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "With --image")]
+pub struct Contained {
+    /// Program that replaces the image's entrypoint; CMD goes behind it as arguments
+    #[arg(long, requires = "image", value_name = "PROGRAM")]
+    pub entrypoint: Option<String>,
+    /// User and group [default: the image's]
+    #[arg(long, requires = "image", value_name = "USER[:GROUP]")]
+    pub user: Option<String>,
+    /// Working directory [default: the image's, else /shoal]
+    #[arg(long, requires = "image", value_name = "PATH")]
+    pub workdir: Option<String>,
+    /// none, shared, bridge, host, or a network of the engine [default: the worker's, which is none]
+    #[arg(long, requires = "image", value_name = "NAME")]
+    pub network: Option<String>,
+    /// Folder or file of the worker's machine; may be repeated
+    #[arg(long, requires = "image", value_parser = mount, value_name = "SRC:DST[:ro]")]
+    pub mount: Vec<Mount>,
+    /// When the image is pulled: always, if_not_present, never [default: the worker's]
+    #[arg(long, requires = "image", value_parser = pull, value_name = "WHEN")]
+    pub pull: Option<PullPolicy>,
+    /// The image's files cannot be changed; /tmp and the work folder can
+    #[arg(long, requires = "image")]
+    pub read_only: bool,
+    /// A small init before the command, which passes signals on and reaps orphans
+    #[arg(long, requires = "image")]
+    pub init: bool,
+    /// Capability to keep, as NET_BIND_SERVICE; may be repeated
+    #[arg(long, requires = "image", value_name = "NAME")]
+    pub capability: Vec<String>,
+    /// Runtime of the engine, as runsc [default: the engine's]
+    #[arg(long, requires = "image", value_name = "NAME")]
+    pub engine_runtime: Option<String>,
+    /// No confinement at all
+    #[arg(long, requires = "image")]
+    pub privileged: bool,
+}
+
+impl Contained {
+    /// A container of this image.
+    fn container(&self, image: &str) -> Container {
+        let Self { entrypoint, user, workdir, network, mount, pull, read_only, init, .. } = self.clone();
+        Container {
+            entrypoint: entrypoint.into_iter().collect(),
+            user,
+            working_dir: workdir,
+            network,
+            pull,
+            mounts: mount,
+            capabilities: self.capability.clone(),
+            privileged: self.privileged,
+            engine_runtime: self.engine_runtime.clone(),
+            read_only,
+            init,
+            ..Container::new(image)
+        }
+    }
+}
+
+/// `SRC:DST`, perhaps with `:ro` or `:rw`.
+fn mount(text: &str) -> Result<Mount, String> {
+    let parts: Vec<&str> = text.split(':').collect();
+    let read_only = match parts[..] {
+        [_, _] | [_, _, "rw"] => false,
+        [_, _, "ro"] => true,
+        _ => return Err("write it as /on/the/machine:/in/the/container, or with :ro at the end".into()),
+    };
+    Ok(Mount { source: parts[0].into(), target: parts[1].into(), read_only })
+}
+
 impl Run {
     /// The task that these flags describe.
     fn task(&self, stdin: Option<String>) -> Result<Task, Error> {
         let env: BTreeMap<String, String> = self.env.iter().cloned().collect();
         let command = self.command.clone();
         let workload = match &self.image {
-            Some(image) => Workload::Container(Container { command, env, stdin, ..Container::new(image) }),
+            Some(image) => Workload::Container(Container { command, env, stdin, ..self.contained.container(image) }),
             None if command.is_empty() => {
                 return Err(Error::usage("there is no command to run", "shoal run -- echo hello"));
             }
@@ -147,10 +224,11 @@ async fn follow(client: &Client, submitted: &Submitted, format: Format) -> Resul
     let finish = async {
         let mut logs = client.logs(key, LogOptions { follow: true, ..LogOptions::default() });
         let print = async {
+            let mut printer = Printer::new();
             while let Some(chunk) = logs.next().await {
                 let chunk = chunk?;
                 if !quiet {
-                    print_chunk(&chunk);
+                    printer.print(&chunk);
                 }
             }
             Ok::<(), Error>(())
@@ -203,20 +281,6 @@ async fn follow(client: &Client, submitted: &Submitted, format: Format) -> Resul
     Ok(code)
 }
 
-/// Writes what a job wrote to where it would have written it.
-pub fn print_chunk(chunk: &LogChunk) {
-    match chunk.source {
-        LogSource::Stdout => output::data(&chunk.bytes),
-        // Whoever closed stderr does not want to hear of it.
-        LogSource::Stderr => drop(std::io::stderr().write_all(&chunk.bytes)),
-        LogSource::System => {
-            for line in String::from_utf8_lossy(&chunk.bytes).lines() {
-                output::talk(format_args!("shoal: {line}"));
-            }
-        }
-    }
-}
-
 /// How far a cancel by Ctrl-C has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cancelling {
@@ -246,6 +310,47 @@ impl Interrupts {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Probe {
+        #[command(flatten)]
+        run: Run,
+    }
+
+    fn task(words: &str) -> serde_json::Value {
+        let run = Probe::try_parse_from(words.split(' ')).unwrap_or_else(|e| panic!("{e}")).run;
+        serde_json::to_value(run.task(None).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn flags_of_a_container_are_its_fields() {
+        let words = "probe --image alpine:3 --entrypoint sh --user 1000:1000 --workdir /w --network bridge --mount /a:/b \
+                     --mount /c:/d:ro --pull never --read-only --init --capability CHOWN --engine-runtime runsc --privileged \
+                     --cpu 500m --memory 64Mi --pids 8 --env A=b -- -c true";
+        let task = task(&words.split_whitespace().collect::<Vec<_>>().join(" "));
+        let expected = json!({
+            "kind": "container", "image": "alpine:3", "command": ["-c", "true"], "entrypoint": ["sh"], "env": {"A": "b"},
+            "user": "1000:1000", "working_dir": "/w", "network": "bridge", "pull": "never",
+            "mounts": [{"source": "/a", "target": "/b"}, {"source": "/c", "target": "/d", "read_only": true}],
+            "capabilities": ["CHOWN"], "privileged": true, "engine_runtime": "runsc", "read_only": true, "init": true,
+        });
+        assert_eq!(task["workload"], expected);
+        assert_eq!(task["limits"], json!({"cpu": "500m", "memory": "64Mi", "pids": "8"}));
+        assert_eq!(self::task("probe --image a")["workload"], json!({"kind": "container", "image": "a"}));
+    }
+
+    #[test]
+    fn what_is_only_of_containers_wants_an_image() {
+        for words in ["probe --network none -- true", "probe --init -- true", "probe --image a --mount /a"] {
+            assert!(Probe::try_parse_from(words.split(' ')).is_err(), "{words}");
         }
     }
 }

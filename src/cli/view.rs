@@ -1,8 +1,9 @@
 //! A task as the commands print it for people.
 
 use dispatcher::client::{ListItem, TaskView};
-use schemas::record::{Attempt, TaskResult};
-use schemas::{Outcome, TaskRecord, Timestamp};
+use schemas::record::{Attempt, TaskResult, Waiting};
+use schemas::task::Limits;
+use schemas::{Outcome, Task, TaskRecord, Timestamp, Workload};
 use serde::Serialize;
 
 use crate::output::{self, Facts, Table, ago};
@@ -36,7 +37,18 @@ fn record_facts(facts: &mut Facts, record: &TaskRecord, now: Timestamp) {
     facts.add("submitted", moment(record.submitted_at, now));
     facts.add("ended", record.ended_at.map(|at| moment(at, now)).unwrap_or_default());
     facts.add("retry at", record.retry_at.map(|at| at.to_string()).unwrap_or_default());
+    if let Some(waiting) = &record.waiting {
+        let Waiting { code, message, since, worker } = waiting;
+        facts.add("waits for", format!("{code}: {message} (since {since}, last on {worker})"));
+    }
     facts.add("submission", record.submission.clone().unwrap_or_default());
+    let task = record.task.as_ref().and_then(|task| Task::decode(task.get().as_bytes()).ok());
+    if let Some(task) = task {
+        if let Workload::Container(container) = &task.workload {
+            facts.add("image", &container.image);
+        }
+        facts.add("limits", limits(&task.limits));
+    }
     if let Some(cancel) = &record.cancel {
         facts.add("cancel asked", format!("{} {}", cancel.at, cancel.reason.as_deref().unwrap_or_default()));
     }
@@ -64,6 +76,18 @@ fn record_facts(facts: &mut Facts, record: &TaskRecord, now: Timestamp) {
         facts.add("warning", warning);
     }
     facts.add("task as sent", record.task.as_ref().map(|task| task.get().to_owned()).unwrap_or_default());
+}
+
+/// The limits that a task names; the rest is its worker's.
+fn limits(limits: &Limits) -> String {
+    let Limits { cpu, memory, pids, logs } = limits;
+    let named = [
+        cpu.map(|cpu| format!("{cpu} CPU")),
+        memory.map(|memory| format!("{memory} memory")),
+        pids.map(|pids| format!("{pids} pids")),
+        logs.map(|logs| format!("{logs} logs")),
+    ];
+    named.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 fn moment(at: Timestamp, now: Timestamp) -> String {
@@ -153,9 +177,11 @@ fn worker(record: &TaskRecord) -> Option<String> {
     Some(record.attempts.last()?.worker.as_ref()?.to_string())
 }
 
-/// Why it did not succeed, in one word.
+/// Why it did not succeed, or could not start yet, in one word.
 pub fn reason(record: &TaskRecord) -> Option<String> {
-    Some(record.error.as_ref()?.code.to_string())
+    let error = record.error.as_ref().map(|error| error.code);
+    let code = error.or_else(|| record.waiting.as_ref().map(|waiting| waiting.code));
+    code.map(|code| code.to_string())
 }
 
 /// Prints one document for one name, a list for several. Nothing for one name that came to nothing: stderr tells.

@@ -1,10 +1,14 @@
 //! Whole-fleet tests: real nats-server, real `shoal` processes, looked at from outside. One binary, one module a
 //! behaviour; `support` is what they are made of.
 
+mod artifacts;
 mod bench;
+mod bulk;
 mod cancel;
 mod cli;
+mod cordon;
 mod drain;
+mod explain;
 #[cfg(feature = "fail-points")]
 mod failpoints;
 mod garbage;
@@ -24,6 +28,7 @@ mod queues;
 mod registry;
 mod results;
 mod retries;
+mod run_image;
 mod security;
 mod submit;
 mod support;

@@ -100,12 +100,15 @@ impl Heartbeat {
         if let Some(reason) = self.worker.blocked.borrow().clone() {
             return (AgentStatus::Starting, Some(reason));
         }
+        if let Some(reason) = self.worker.cordon.reason() {
+            return (AgentStatus::Starting, Some(reason));
+        }
         if !*self.ready.borrow() {
             return (AgentStatus::Starting, Some("no pull was answered yet".into()));
         }
         let silent = self.worker.pulse.last_fetch().is_none_or(|at| Timestamp::now().since(at) > FETCH_SILENCE);
         // With every slot taken there is nothing to fetch for.
-        if silent && self.worker.slots.free() > 0 {
+        if silent && self.worker.slots.free() > 0 && !self.worker.cordon.lifted_within(FETCH_SILENCE) {
             return (AgentStatus::Starting, Some("the server does not answer pulls".into()));
         }
         (AgentStatus::Ready, None)

@@ -30,6 +30,8 @@ pub struct Intake {
     link: watch::Receiver<Link>,
     /// Why nothing may be fetched now, if so.
     blocked: watch::Receiver<Option<String>>,
+    /// The same, for somebody wants it so.
+    cordon: watch::Receiver<Option<String>>,
     /// Set once the server has answered a pull of every queue.
     ready: watch::Sender<bool>,
     served: Vec<bool>,
@@ -56,7 +58,7 @@ impl Intake {
     ) -> Self {
         let served = vec![false; worker.queues.len()];
         let connected_at = Instant::now();
-        let blocked = worker.blocked.subscribe();
+        let (blocked, cordon) = (worker.blocked.subscribe(), worker.cordon.changes());
         Self {
             worker,
             pulls,
@@ -64,6 +66,7 @@ impl Intake {
             attempts,
             link,
             blocked,
+            cordon,
             ready,
             served,
             looking: None,
@@ -109,6 +112,7 @@ impl Intake {
                 },
                 () = slots.freed() => self.look = true,
                 Ok(()) = self.blocked.changed() => self.look = true,
+                Ok(()) = self.cordon.changed() => self.look = true,
                 () = tokio::time::sleep_until(watch_at.into()) => {}
             }
         }
@@ -142,7 +146,8 @@ impl Intake {
 
     async fn top_up(&mut self) {
         let free = self.worker.slots.free();
-        if free == 0 || self.blocked.borrow().is_some() || !self.link.borrow().connected {
+        let barred = self.blocked.borrow().is_some() || self.worker.cordon.is_on();
+        if free == 0 || barred || !self.link.borrow().connected {
             return;
         }
         if self.worker.queues.len() == 1 {
@@ -269,7 +274,8 @@ impl Intake {
             self.connected_at = Instant::now();
             return;
         }
-        match self.worker.slots.take() {
+        // What pulls from before a cordon still bring goes back; each does so once, for no new pull follows.
+        match self.worker.slots.take().filter(|_| !self.worker.cordon.is_on()) {
             Some(slot) => {
                 self.attempts.spawn(runner::run(self.worker.clone(), delivery, slot, unsure));
             }
@@ -279,7 +285,7 @@ impl Intake {
 
     /// Given back at once and unstarted; spawned, for a burst must not wait for its own answers.
     fn give_back(&self, delivery: Delivery) {
-        tracing::debug!(subject = %delivery.subject, count = delivery.count, "no slot free, given back");
+        tracing::debug!(subject = %delivery.subject, count = delivery.count, "no room for it, given back");
         self.worker.given_back.add(delivery.sequence);
         let js = self.worker.js.clone();
         self.attempts.spawn(async move {

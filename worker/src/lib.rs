@@ -5,6 +5,7 @@
 
 pub mod attempt;
 pub mod config;
+mod cordon;
 pub mod drain;
 mod fail;
 mod folder;
@@ -113,6 +114,7 @@ pub async fn run(
         queues,
         running: Running::default(),
         blocked: watch::Sender::new(None),
+        cordon: cordon::Cordon::default(),
         looks: placement::Looks::default(),
         beat_soon: Notify::new(),
         given_back: GivenBack::default(),

@@ -12,9 +12,11 @@ use futures_util::stream::BoxStream;
 use schemas::AgentRecord;
 use schemas::cancel::{DrainReply, DrainRequest};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::cordon;
 use crate::worker::Worker;
 
 /// What it is asked.
@@ -22,6 +24,8 @@ use crate::worker::Worker;
 enum Verb {
     /// Take nothing new, finish or hand back, leave: `shoal.control.<agent>.drain`.
     Drain,
+    /// Take nothing new but stay, or take tasks again: `shoal.control.<agent>.cordon`.
+    Cordon,
     /// Its record, as it stands now: `shoal.control.<agent>.info`.
     Info,
 }
@@ -45,6 +49,7 @@ pub async fn run(worker: Arc<Worker>, wish: watch::Sender<Option<Duration>>, sto
         };
         let answer = match verb {
             Verb::Drain => drain(&worker, &request, &wish),
+            Verb::Cordon => asked(&request).and_then(|asked| json(&cordon::obey(&worker, asked))),
             Verb::Info => info(&worker),
         };
         if let Err(error) = request.respond(answer).await {
@@ -74,9 +79,13 @@ async fn start(worker: &Arc<Worker>) -> Result<(Service, Requests), async_nats::
         .start(names.worker_service(), env!("CARGO_PKG_VERSION"))
         .await?;
     let drain = service.endpoint_builder().name("drain").add(names.drain_subject(&worker.id)).await?;
+    let cordon = service.endpoint_builder().name("cordon").add(names.cordon_subject(&worker.id)).await?;
     let info = service.endpoint_builder().name(INFO).add(names.info_subject(&worker.id)).await?;
-    let drain = drain.map(|request| (Verb::Drain, request)).boxed();
-    let requests = futures_util::stream::select(drain, info.map(|request| (Verb::Info, request)));
+    let requests = futures_util::stream::select_all([
+        drain.map(|request| (Verb::Drain, request)).boxed(),
+        cordon.map(|request| (Verb::Cordon, request)).boxed(),
+        info.map(|request| (Verb::Info, request)).boxed(),
+    ]);
     Ok((service, requests.boxed()))
 }
 
@@ -95,12 +104,17 @@ fn metadata(worker: &Worker) -> HashMap<String, String> {
     .into()
 }
 
-fn drain(worker: &Worker, request: &Request, wish: &watch::Sender<Option<Duration>>) -> Result<Bytes, ServiceError> {
+/// What a request says; nothing said is what is usual.
+fn asked<T: Default + DeserializeOwned>(request: &Request) -> Result<T, ServiceError> {
     let body = &request.message.payload;
-    let asked = match body.is_empty() {
-        true => DrainRequest::default(),
-        false => serde_json::from_slice(body).map_err(|error| ServiceError { status: error.to_string(), code: 400 })?,
-    };
+    match body.is_empty() {
+        true => Ok(T::default()),
+        false => serde_json::from_slice(body).map_err(|error| ServiceError { status: error.to_string(), code: 400 }),
+    }
+}
+
+fn drain(worker: &Worker, request: &Request, wish: &watch::Sender<Option<Duration>>) -> Result<Bytes, ServiceError> {
+    let asked: DrainRequest = asked(request)?;
     wish.send_replace(Some(asked.grace.map_or(worker.config.drain_grace, |grace| grace.0)));
     json(&DrainReply { running: worker.running.count() as u32 })
 }

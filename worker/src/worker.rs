@@ -11,6 +11,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::cordon::Cordon;
 use crate::handlers::Handlers;
 use crate::nats::lease::Leases;
 use crate::nats::store::Store;
@@ -47,6 +48,8 @@ pub struct Worker {
     pub running: Running,
     /// Why it may fetch nothing now, if so.
     pub blocked: watch::Sender<Option<String>>,
+    /// Whether somebody wants it to fetch nothing.
+    pub cordon: Cordon,
     /// What it knows of who else runs what.
     pub looks: Looks,
     /// A beat is due before its time: something of the record has changed.

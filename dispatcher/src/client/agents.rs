@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jetstream::{ApiError, StoredMessage};
-use schemas::cancel::{DrainReply, DrainRequest};
+use schemas::cancel::{CordonReply, CordonRequest, DrainReply, DrainRequest};
 use schemas::{AgentId, AgentRecord, AgentStatus, HumanDuration, Timestamp};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::{Client, ClientError};
 
@@ -104,8 +106,22 @@ impl Client {
 
     /// Asks a worker to take nothing new, finish and leave. The answer comes at once.
     pub async fn drain(&self, agent: &AgentId, grace: Option<HumanDuration>) -> Result<DrainReply, ClientError> {
-        let request = serde_json::to_vec(&DrainRequest { grace }).expect("our own types always serialize");
-        let subject = self.names.drain_subject(agent);
+        self.control(agent, self.names.drain_subject(agent), &DrainRequest { grace }).await
+    }
+
+    /// Asks a worker to take nothing new but to stay, or to take tasks again. The wish is gone with this boot of it.
+    pub async fn cordon(&self, agent: &AgentId, request: &CordonRequest) -> Result<CordonReply, ClientError> {
+        self.control(agent, self.names.cordon_subject(agent), request).await
+    }
+
+    /// Asks one worker; who does not answer is told apart from who is not there.
+    async fn control<T: DeserializeOwned>(
+        &self,
+        agent: &AgentId,
+        subject: String,
+        request: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        let request = serde_json::to_vec(request).expect("our own types always serialize");
         match self.js.request(&subject, request.into()).await {
             Ok(reply) => serde_json::from_slice(&reply.payload)
                 .map_err(|source| ClientError::Unreadable { what: format!("the answer of agent {agent}"), source }),

@@ -174,7 +174,7 @@ impl Client {
     }
 
     /// What the headers say. One that others put there without them is shown with what there is.
-    fn letter(&self, message: &StoredMessage) -> DeadLetter {
+    pub(super) fn letter(&self, message: &StoredMessage) -> DeadLetter {
         let (queue, id) = self.names.dead_tokens(&message.subject).unwrap_or_default();
         let number = |name| message.header(name).and_then(|value| value.parse::<u64>().ok()).unwrap_or_default();
         let reason = message.header(header::REASON).unwrap_or_default();

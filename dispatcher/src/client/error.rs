@@ -204,7 +204,7 @@ impl ClientError {
             Self::NotReplayable { dead_sequence, .. } => {
                 format!("take its body with `shoal dead show {dead_sequence}` and submit that under a valid id")
             }
-            Self::AgentSilent { offline: true, .. } => "it is offline; there is nothing to drain".into(),
+            Self::AgentSilent { offline: true, .. } => "it is offline; there is nobody to tell".into(),
             Self::AgentSilent { offline: false, .. } => {
                 "it beats but does not answer; look at its log, or stop it with SIGTERM on its host".into()
             }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 use jetstream::StoredMessage;
-use schemas::{QueueName, TaskKey, Timestamp};
+use schemas::{Code, QueueName, TaskKey, Timestamp};
 use serde::Deserialize;
 
 use super::find::replaced;
@@ -19,6 +19,8 @@ pub struct ListFilter {
     pub states: Vec<Status>,
     /// With these labels; without a value, any value will do.
     pub labels: Vec<(String, Option<String>)>,
+    /// Given up with, or kept waiting by, one of these codes; empty for any.
+    pub codes: Vec<Code>,
     /// Submitted at or after this moment.
     pub since: Option<Timestamp>,
     /// At most so many in one page.
@@ -35,6 +37,7 @@ impl Default for ListFilter {
             queue: None,
             states: Vec::new(),
             labels: Vec::new(),
+            codes: Vec::new(),
             since: None,
             limit: 100,
             cursor: None,
@@ -224,7 +227,14 @@ impl ListFilter {
     fn takes(&self, item: &ListItem, task: &[u8]) -> bool {
         let of_state = self.states.is_empty() || self.states.contains(&item.status);
         let of_time = self.since.is_none_or(|since| item.submitted_at >= since);
-        of_state && of_time && (self.labels.is_empty() || has_labels(task, &self.labels))
+        of_state && of_time && self.has_code(item) && (self.labels.is_empty() || has_labels(task, &self.labels))
+    }
+
+    fn has_code(&self, item: &ListItem) -> bool {
+        let record = item.record.as_ref().map(|recorded| &recorded.record);
+        let error = record.and_then(|record| record.error.as_ref()).map(|error| error.code);
+        let waiting = record.and_then(|record| record.waiting.as_ref()).map(|waiting| waiting.code);
+        self.codes.is_empty() || error.into_iter().chain(waiting).any(|code| self.codes.contains(&code))
     }
 }
 

@@ -2,10 +2,12 @@
 //! dead letters. Nothing here runs in the background, and no call makes a consumer.
 
 mod agents;
+mod bulk;
 mod cancel;
 mod dead;
 pub mod documents;
 mod error;
+mod explain;
 mod find;
 mod get;
 mod list;
@@ -19,6 +21,7 @@ mod submit;
 mod wait;
 
 pub use agents::{AgentView, OFFLINE_AFTER, judged};
+pub use bulk::{Bulk, CANCELLABLE, RETRYABLE};
 pub use cancel::{CancelEnd, CancelOptions, CancelOutcome};
 pub use dead::{DeadContent, DeadFilter, DeadListing, Replayed};
 pub use error::ClientError;

@@ -10,7 +10,17 @@ impl Client {
     /// Submits the task of a finished record again: from the record, or from its dead letter if the record keeps none.
     /// What `once` said does not hold for it: the record that exists is the very reason.
     pub async fn retry(&self, key: &TaskKey) -> Result<Submitted, ClientError> {
+        self.retry_run(key, None).await
+    }
+
+    /// The same for one run: an error if there is a newer one.
+    pub async fn retry_run(&self, key: &TaskKey, sequence: Option<u64>) -> Result<Submitted, ClientError> {
         let view = self.get(key).await?;
+        if let Some((sequence, newer)) = sequence.zip(view.sequence())
+            && sequence != newer
+        {
+            return Err(ClientError::RunOver { key: key.clone(), sequence, newer });
+        }
         let record = match view.current() {
             Some(current) if current.record.state.is_terminal() => &current.record,
             _ => {

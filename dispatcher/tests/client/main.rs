@@ -4,6 +4,7 @@ mod cancel;
 #[cfg(feature = "fail-points")]
 mod crash;
 mod dead;
+mod explain;
 mod find;
 mod follow;
 mod list;
