@@ -3,6 +3,7 @@
 
 mod cancel;
 mod cli;
+mod container;
 mod drain;
 #[cfg(feature = "fail-points")]
 mod failpoints;
