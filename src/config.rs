@@ -325,6 +325,7 @@ fn without_secret(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use worker::RuntimeName;
 
     fn run(file: &str, arguments: &[&str]) -> Result<Invocation, String> {
         let file = from_text(file, &command())?;
@@ -391,7 +392,7 @@ mod tests {
         let invocation = run(file, &["shoal", "worker"]).unwrap();
         let crate::cli::Command::Worker(worker) = &invocation.cli.command else { panic!("not a worker") };
         assert_eq!(worker.label.len(), 2);
-        assert_eq!(worker.runtimes.as_deref(), Some(&["call".to_owned(), "process".to_owned()][..]));
+        assert_eq!(worker.runtimes.as_deref(), Some(&[RuntimeName::Call, RuntimeName::Process][..]));
         let queues = invocation.settings.iter().find(|setting| setting.key == "queues").unwrap();
         assert_eq!((queues.value.as_deref(), queues.origin), (Some("critical:6,low:1"), "file"));
     }

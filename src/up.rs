@@ -15,6 +15,7 @@ use schemas::{AgentId, AgentStatus, Names};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use worker::RuntimeName;
 
 use crate::cli::dispatcher::{Duties, failed as dispatcher_failed};
 use crate::cli::global::Global;
@@ -156,7 +157,7 @@ pub async fn run(args: Up, global: &Global) -> Result<Exit, Error> {
     let names = Names::new(global.prefix.clone());
     let stores = args.stores.settings()?;
     let store = args.store.clone().map_or_else(|| default_state_dir().map(|dir| dir.join("up")), Ok)?;
-    let runtimes = Some(vec!["call".to_owned(), "process".to_owned()]);
+    let runtimes = Some(vec![RuntimeName::Call, RuntimeName::Process, RuntimeName::Containers]);
     let worker = |n: u16| {
         let id = AgentId::new(format!("worker-{n}")).expect("letters, digits and a dash");
         let state_dir = store.join("workers").join(id.as_str());

@@ -1,5 +1,6 @@
 //! Streams: made if missing, brought up to date, never emptied.
 
+use schemas::Timestamp;
 use schemas::stores::StreamSpec;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -66,6 +67,7 @@ struct SubjectsState {
 #[derive(Deserialize)]
 struct Info {
     config: Map<String, Value>,
+    created: Timestamp,
     #[serde(default)]
     state: StreamState,
 }
@@ -102,6 +104,11 @@ impl JetStream {
     /// What a stream holds; `None` if there is none.
     pub async fn stream_state(&self, stream: &str) -> Result<Option<StreamState>, ApiError> {
         Ok(self.stream_info(stream).await?.map(|info| info.state))
+    }
+
+    /// When a stream was made; `None` if there is none.
+    pub async fn stream_created(&self, stream: &str) -> Result<Option<Timestamp>, ApiError> {
+        Ok(self.stream_info(stream).await?.map(|info| info.created))
     }
 
     /// The subjects of a stream that match `filter`, from `offset` on; the server names 100,000 at a time. No message

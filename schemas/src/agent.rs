@@ -109,6 +109,23 @@ pub struct RuntimeInfo {
     /// Words: `cpu_limit`, `memory_limit`, `pids_limit`, `pause`, …
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub capabilities: Vec<String>,
+    /// Why it runs nothing now, if so: the engine behind it is down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// The names of runtimes that run `container` workloads, in the order in which a worker prefers them.
+pub const CONTAINER_RUNTIMES: [&str; 3] = ["docker", "containerd", "kubernetes"];
+
+impl AgentRecord {
+    /// Whether it runs workloads of this kind now, as far as its runtimes go.
+    pub fn runs(&self, kind: &str) -> bool {
+        let works = |name: &str| self.runtimes.get(name).is_some_and(|runtime| runtime.reason.is_none());
+        match kind {
+            "container" => CONTAINER_RUNTIMES.into_iter().any(works),
+            kind => works(kind),
+        }
+    }
 }
 
 /// What is free on a machine.

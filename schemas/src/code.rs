@@ -72,8 +72,28 @@ codes! {
     CommandNotExecutable = "command_not_executable", retryable: false;
     /// The workload could not be started, for a reason that may pass.
     StartFailed = "start_failed", retryable: true;
-    /// The worker does not allow this kind of workload, or has no such runtime.
-    RuntimeNotAllowed = "runtime_not_allowed", retryable: false;
+    /// The worker that took it does not run this kind of workload; it waits for one that does.
+    RuntimeNotAllowed = "runtime_not_allowed", retryable: true;
+    /// No worker of its queue runs this kind of workload now; it waits until one does.
+    NoWorker = "no_worker", retryable: true;
+    /// The worker cannot make the folders that a workload needs; the task waits.
+    NoWorkFolder = "no_work_folder", retryable: true;
+    /// The worker's own settings forbid what the task asks for: image, mount, network, capability, privilege.
+    PolicyForbidden = "policy_forbidden", retryable: false;
+    /// No registry has this image, or it wants a login; or the policy is `never` and the engine has none.
+    ImageNotFound = "image_not_found", retryable: false;
+    /// The image could not be pulled, for a reason that may pass.
+    ImagePullFailed = "image_pull_failed", retryable: true;
+    /// The image's name or digest cannot be read, or the image is not for this machine.
+    InvalidImage = "invalid_image", retryable: false;
+    /// The image has no such user or group.
+    UserNotFound = "user_not_found", retryable: false;
+    /// A port that it asks for is taken on the worker's machine.
+    PortTaken = "port_taken", retryable: true;
+    /// The container engine does not answer; the task waits.
+    EngineUnavailable = "engine_unavailable", retryable: true;
+    /// The container was lost with its engine; it runs again without spending an attempt.
+    EngineLost = "engine_lost", retryable: true;
     /// The worker has no means to hold a limit that the task asks for.
     LimitUnsupported = "limit_unsupported", retryable: false;
     /// The handler answered with an error.

@@ -229,6 +229,11 @@ impl Names {
         self.bucket("agents")
     }
 
+    /// Every agent's record.
+    pub fn agents_subjects(&self) -> String {
+        format!("$KV.{}.*", self.agents_bucket())
+    }
+
     /// The subject of one agent's record.
     pub fn agent_subject(&self, agent: &AgentId) -> String {
         format!("$KV.{}.{agent}", self.agents_bucket())

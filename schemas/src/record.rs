@@ -43,6 +43,9 @@ pub struct TaskRecord {
     /// When the next attempt is due, while `retrying`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_at: Option<Timestamp>,
+    /// Why it could not start yet, while `retrying` for that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<Waiting>,
     /// Somebody wants it stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cancel: Option<Cancel>,
@@ -77,6 +80,7 @@ impl TaskRecord {
             task: None,
             attempts: Vec::new(),
             retry_at: None,
+            waiting: None,
             cancel: None,
             result: None,
             artifacts: Vec::new(),
@@ -291,6 +295,19 @@ impl TaskError {
         }
         self
     }
+}
+
+/// Why a task that was handed out could not start. It spends no attempt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Waiting {
+    /// From the table of codes: what hinders it.
+    pub code: Code,
+    /// For people.
+    pub message: String,
+    /// The worker that last had it in hand.
+    pub worker: AgentId,
+    /// When it was first put off for want of a worker.
+    pub since: Timestamp,
 }
 
 /// A wish to stop a running task.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
+use std::path::Path;
 use std::time::Duration;
 
 use schemars::JsonSchema;
@@ -93,21 +94,144 @@ pub struct Process {
     pub stdin: Option<String>,
 }
 
-/// One container.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+/// One container. What loosens its confinement (network, mounts, capabilities, `privileged`, `engine_runtime`) must also
+/// be allowed by the worker.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Container {
-    /// Image reference.
+    /// Image reference, by tag or digest.
     pub image: String,
-    /// Replaces the image's command.
+    /// Replaces the image's command; goes behind the entrypoint, if there is one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub command: Vec<String>,
+    /// Replaces the image's entrypoint.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub entrypoint: Vec<String>,
     /// Added to the image's environment.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
     /// Written to its standard input, which is then closed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stdin: Option<String>,
+    /// User and group as `name`, `uid`, `name:group` or `uid:gid`; default the image's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Absolute path; default the image's, else the work folder `/shoal`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub working_dir: Option<String>,
+    /// `none`, `shared` (loopback only, one namespace a worker), `bridge`, `host`, or a network of the engine; default
+    /// the worker's, which is `none` unless set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
+    /// When the image is pulled; default the worker's, which is `if_not_present` unless set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull: Option<PullPolicy>,
+    /// Folders or files of the worker's machine.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<Mount>,
+    /// Capabilities to keep, as `NET_BIND_SERVICE`; all others are dropped.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub capabilities: Vec<String>,
+    /// No confinement at all.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub privileged: bool,
+    /// A runtime of the engine, as `runsc`; default the engine's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine_runtime: Option<String>,
+    /// The image's files cannot be changed; `/tmp` and the work folder can.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
+    /// A small init stands before the command: it passes signals on and reaps orphans.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub init: bool,
 }
+
+/// When an image is pulled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PullPolicy {
+    /// Before every start; what the registry has now is what runs.
+    Always,
+    /// If the engine has no image of this name.
+    #[default]
+    IfNotPresent,
+    /// Never: it must be there.
+    Never,
+}
+
+/// A folder or file of the worker's machine, seen in a container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Mount {
+    /// Absolute path on the machine.
+    pub source: String,
+    /// Absolute path in the container.
+    pub target: String,
+    /// It cannot be written to.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
+}
+
+impl Container {
+    /// Nothing but an image.
+    pub fn new(image: impl Into<String>) -> Self {
+        Self { image: image.into(), ..Self::default() }
+    }
+
+    /// The rules between fields that types do not hold.
+    fn check(&self) -> Result<(), InvalidTask> {
+        let wrong = |field: &str, value: &str, allowed: &str| {
+            Err(InvalidTask::value(&format!("workload.{field}"), value, allowed))
+        };
+        if self.image.is_empty() || self.image.len() > 512 || !self.image.bytes().all(|b| b.is_ascii_graphic()) {
+            return wrong("image", &self.image, "an image reference");
+        }
+        let zero = |words: &[String]| words.iter().any(|word| word.contains('\0'));
+        if zero(&self.entrypoint) || self.entrypoint.first().is_some_and(String::is_empty) {
+            return wrong("entrypoint", "", "a program and its arguments, without a zero byte");
+        }
+        for (field, value) in
+            [("user", &self.user), ("network", &self.network), ("engine_runtime", &self.engine_runtime)]
+        {
+            let Some(value) = value else { continue };
+            if value.is_empty() || value.len() > 128 || !value.bytes().all(|b| b.is_ascii_graphic()) {
+                return wrong(field, value, "a name of at most 128 characters");
+            }
+        }
+        // The prefix would be another container's namespace, whoever's it is.
+        if let Some(network) = self.network.as_ref().filter(|network| network.contains([':', '/'])) {
+            return wrong("network", network, "`none`, `shared`, `bridge`, `host` or the name of a network");
+        }
+        let absolute = |path: &str| {
+            path.starts_with('/') && !path.contains(['\0', ':', ',']) && !path.split('/').any(|part| part == "..")
+        };
+        if let Some(dir) = self.working_dir.as_ref().filter(|dir| !absolute(dir)) {
+            return wrong("working_dir", dir, "an absolute path");
+        }
+        for (at, mount) in self.mounts.iter().enumerate() {
+            for (field, path) in [("source", &mount.source), ("target", &mount.target)] {
+                if !absolute(path) || (field == "target" && path.trim_end_matches('/').is_empty()) {
+                    return wrong(&format!("mounts[{at}].{field}"), path, "an absolute path without `..`, `:` or `,`");
+                }
+            }
+            if Path::new(&mount.target).starts_with(WORK_FOLDER) {
+                return wrong(
+                    &format!("mounts[{at}].target"),
+                    &mount.target,
+                    "a path outside the work folder `/shoal`",
+                );
+            }
+        }
+        for name in &self.capabilities {
+            let letter = |b: u8| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_';
+            if name.is_empty() || !name.bytes().all(letter) || name.starts_with("CAP_") {
+                return wrong("capabilities", name, "names as `NET_BIND_SERVICE`, without `CAP_`");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The work folder as a container sees it.
+pub const WORK_FOLDER: &str = "/shoal";
 
 /// Retries after a failure. Lost deliveries are counted apart.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -288,9 +412,7 @@ impl Task {
                 (Some(&process.env), Some(&process.command))
             }
             Workload::Container(container) => {
-                if container.image.is_empty() {
-                    return Err(InvalidTask::value("workload.image", "", "an image reference"));
-                }
+                container.check()?;
                 (Some(&container.env), Some(&container.command))
             }
         };

@@ -5,6 +5,7 @@ pub mod agents;
 pub mod cancel;
 pub mod completions;
 pub mod config;
+pub mod containers;
 pub mod dead;
 pub mod dispatcher;
 pub mod get;

@@ -82,7 +82,7 @@ impl Run {
         let env: BTreeMap<String, String> = self.env.iter().cloned().collect();
         let command = self.command.clone();
         let workload = match &self.image {
-            Some(image) => Workload::Container(Container { image: image.clone(), command, env, stdin }),
+            Some(image) => Workload::Container(Container { command, env, stdin, ..Container::new(image) }),
             None if command.is_empty() => {
                 return Err(Error::usage("there is no command to run", "shoal run -- echo hello"));
             }

@@ -6,8 +6,10 @@ use std::path::PathBuf;
 use clap::Args;
 use schemas::stores::StoreSettings;
 use schemas::{AgentId, Bytes, Cpu, HumanDuration, Limit};
+use worker::RuntimeName;
 use worker::runtime::Bounds;
 
+use super::containers::Containers;
 use super::stores::Stores;
 use super::{Error, global, pair};
 use crate::exit::{self, Exit};
@@ -19,9 +21,9 @@ pub struct Worker {
     /// Its id, the same over restarts [default: one kept in the state folder that no other worker here holds]
     #[arg(long, alias = "worker-id", env = "SHOAL_WORKER_ID", value_name = "ID")]
     pub id: Option<AgentId>,
-    /// What it may run [default: call, and every container engine found]; `process` only when named
+    /// What it may run, of call, process, docker, containers (every engine found) [default: call,containers]
     #[arg(long, env = "SHOAL_RUNTIMES", value_delimiter = ',', value_parser = runtime, value_name = "NAME,…")]
-    pub runtimes: Option<Vec<String>>,
+    pub runtimes: Option<Vec<RuntimeName>>,
     /// Folder for its id and work folders [default: ~/.local/state/shoal]
     #[arg(long, env = "SHOAL_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
@@ -92,6 +94,9 @@ pub struct Manner {
     /// Processes and threads of one process task that asks for none
     #[arg(long, env = "SHOAL_PROCESS_PIDS", default_value = "unlimited", value_name = "N")]
     pub process_pids: Limit<u64>,
+    /// What it allows in containers.
+    #[command(flatten)]
+    pub containers: Containers,
     /// Free words in the registry; may be repeated
     #[arg(long, env = "SHOAL_LABEL", value_delimiter = ',', value_parser = pair, value_name = "NAME=VALUE")]
     pub label: Vec<(String, String)>,
@@ -102,7 +107,7 @@ impl Manner {
     pub fn config(
         &self,
         id: Option<AgentId>,
-        runtimes: Option<Vec<String>>,
+        runtimes: Option<Vec<RuntimeName>>,
         state_dir: PathBuf,
         beat: Beat,
         stores: StoreSettings,
@@ -145,6 +150,7 @@ impl Manner {
             records_kept: self.records_kept,
             result_limit: self.result_limit,
             process_limits: Bounds { cpu: self.process_cpu, memory: self.process_memory, pids: self.process_pids },
+            containers: self.containers.settings()?,
             labels: self.label.iter().cloned().collect::<BTreeMap<_, _>>(),
             guard: ::worker::GuardCommand::this_program(),
         })
@@ -165,12 +171,8 @@ fn slots(text: &str) -> Result<usize, String> {
     }
 }
 
-fn runtime(name: &str) -> Result<String, String> {
-    const KNOWN: [&str; 2] = ["call", "process"];
-    if KNOWN.contains(&name) {
-        return Ok(name.to_owned());
-    }
-    Err(output::did_you_mean(name, &KNOWN))
+fn runtime(name: &str) -> Result<RuntimeName, String> {
+    name.parse().map_err(|()| output::did_you_mean(name, &RuntimeName::WORDS))
 }
 
 /// The user's state folder for Shoal.
@@ -218,7 +220,6 @@ pub fn failed(error: ::worker::WorkerError) -> Error {
         WorkerError::Folders(_) => "remove them by hand, or name another folder with --state-dir",
         WorkerError::Stores { .. } => "make what is missing with `shoal admin apply`, then start it again",
         WorkerError::Process(_) => "leave `process` out of --runtimes, or start it where processes may be started",
-        WorkerError::UnknownRuntime { .. } => "shoal worker --help",
         WorkerError::Inbox(_) | WorkerError::Broken => "start it again, and look at the server's log",
     };
     let problem = match &error {

@@ -15,6 +15,7 @@ mod load;
 mod logs;
 mod lost;
 mod outage;
+mod placement;
 mod prefix;
 mod process;
 mod queues;

@@ -270,26 +270,3 @@ async fn a_job_has_a_work_folder_of_its_own_that_goes_with_it() {
         .await;
     }
 }
-
-#[tokio::test]
-async fn a_worker_refuses_what_it_may_not_run() {
-    let fleet = Fleet::start().await;
-    let _worker = fleet.worker("w").runtimes("call").start().await;
-    let job = fleet.job();
-    let record = fleet.run("default.a", &job.script("").retried(5, "1s")).await;
-    assert_eq!(code(&record), Code::RuntimeNotAllowed);
-    assert!(record.error.as_ref().expect("an error").message.contains("process"), "{record:?}");
-    assert_eq!(job.starts(), 0);
-    fleet.message_gone("default.a").await;
-    assert_eq!(fleet.dead("default.a").await.len(), 1);
-    let container = json!({"workload": {"kind": "container", "image": "alpine:3"}});
-    assert_eq!(code(&fleet.run("default.b", &container).await), Code::RuntimeNotAllowed);
-    assert_eq!(fleet.run("default.c", &noop()).await.state, State::Succeeded);
-}
-
-#[tokio::test]
-async fn without_a_word_a_worker_runs_no_processes() {
-    let fleet = Fleet::start().await;
-    let _worker = fleet.worker("w").without("SHOAL_RUNTIMES").start().await;
-    assert_eq!(code(&fleet.run("default.a", &shell("true")).await), Code::RuntimeNotAllowed);
-}

@@ -8,6 +8,7 @@ use std::time::Duration;
 use schemas::stores::{RECORDS_KEPT, StoreSettings};
 use schemas::{AgentId, Bytes, HumanDuration, InvalidId, Limit, Names, QueueName};
 
+use crate::policy::ContainerSettings;
 use crate::runtime::Bounds;
 use crate::runtime::process::GuardCommand;
 
@@ -24,8 +25,8 @@ pub struct Config {
     pub queues: Queues,
     /// Attempts at once.
     pub slots: usize,
-    /// Runtimes by name; `None`: `call` and every container engine found.
-    pub runtimes: Option<Vec<String>>,
+    /// What it runs; `None`: `call` and every container engine found.
+    pub runtimes: Option<Vec<RuntimeName>>,
     /// Ids, work folders.
     pub state_dir: PathBuf,
     /// How long running attempts may take to end after SIGTERM. Keep below the pod's own grace period.
@@ -44,6 +45,8 @@ pub struct Config {
     pub result_limit: Bytes,
     /// Bounds of process workloads, where the task says nothing.
     pub process_limits: Bounds,
+    /// How and what it runs in containers.
+    pub containers: ContainerSettings,
     /// Free words in the registry.
     pub labels: BTreeMap<String, String>,
     /// How to run this program as the guard of its processes.
@@ -69,8 +72,41 @@ impl Config {
             records_kept: RECORDS_KEPT,
             result_limit: Bytes::mebi(64),
             process_limits: Bounds { cpu: Limit::Unlimited, memory: Limit::Unlimited, pids: Limit::Unlimited },
+            containers: ContainerSettings::default(),
             labels: BTreeMap::new(),
             guard,
+        }
+    }
+}
+
+/// What a worker may be told to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RuntimeName {
+    /// Handlers of this program and NATS services.
+    Call,
+    /// Processes of this machine.
+    Process,
+    /// Containers of a Docker engine.
+    Docker,
+    /// Every container engine that is found.
+    Containers,
+}
+
+impl RuntimeName {
+    /// Every word for one.
+    pub const WORDS: [&str; 4] = ["call", "process", "docker", "containers"];
+}
+
+impl FromStr for RuntimeName {
+    type Err = ();
+
+    fn from_str(word: &str) -> Result<Self, ()> {
+        match word {
+            "call" => Ok(Self::Call),
+            "process" => Ok(Self::Process),
+            "docker" => Ok(Self::Docker),
+            "containers" => Ok(Self::Containers),
+            _ => Err(()),
         }
     }
 }

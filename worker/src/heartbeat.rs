@@ -51,6 +51,7 @@ impl Heartbeat {
                 // Whoever tells these may be gone before the last beat.
                 Ok(()) = self.ready.changed() => {}
                 Ok(()) = self.draining.changed() => {}
+                () = self.worker.beat_soon.notified() => {}
                 () = stop.cancelled() => break,
             }
         }
@@ -62,7 +63,9 @@ impl Heartbeat {
         let full = free
             .filter(|free| free.disk_bytes < LEAST_DISK)
             .map(|free| format!("only {} MiB of disk are free where work folders are", free.disk_bytes >> 20));
-        let trouble = full.or_else(|| folder::probe(&self.worker.config.state_dir, &self.worker.id).err());
+        let trouble = full
+            .or_else(|| folder::probe(&self.worker.config.state_dir, &self.worker.id).err())
+            .or_else(|| self.nothing_runs());
         self.worker.blocked.send_if_modified(|blocked| {
             let changed = *blocked != trouble;
             *blocked = trouble;
@@ -74,6 +77,19 @@ impl Heartbeat {
         if let Err(error) = self.worker.js.publish(subject, HeaderMap::new(), body.into()).await {
             tracing::warn!(%error, "heartbeat not stored");
         }
+    }
+
+    /// Why nothing that this worker allows can run now, if so.
+    fn nothing_runs(&self) -> Option<String> {
+        if self.worker.calls {
+            return None;
+        }
+        let mut why = None;
+        for (name, runtime) in &self.worker.runtimes {
+            let trouble = runtime.trouble().and_then(|trouble| trouble.borrow().clone())?;
+            why = Some(format!("the runtime `{name}` is down: {trouble}"));
+        }
+        why
     }
 
     fn status(&self) -> (AgentStatus, Option<String>) {

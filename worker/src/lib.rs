@@ -12,10 +12,12 @@ pub mod handlers;
 mod heartbeat;
 mod identity;
 mod intake;
-mod logs;
+pub mod logs;
 pub mod nats;
 mod objects;
+mod placement;
 mod poison;
+pub mod policy;
 mod quarantine;
 pub mod runtime;
 mod settle;
@@ -31,11 +33,11 @@ use futures_util::StreamExt;
 use jetstream::{ApiError, Connection, JetStream};
 use schemas::cancel::{DrainReply, DrainRequest};
 use schemas::{AgentId, QueueSettings};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use config::{Config, InvalidQueues, Queues};
+pub use config::{Config, InvalidQueues, Queues, RuntimeName};
 pub use drain::Stop;
 pub use handlers::{Call, HandlerError, Handlers};
 pub use runtime::process::{GuardCommand, guard_main};
@@ -70,12 +72,6 @@ pub enum WorkerError {
     /// A runtime that was asked for does not work here.
     #[error("the runtime `process` does not work here")]
     Process(#[from] ProcessRuntimeError),
-    /// A runtime that does not exist.
-    #[error("there is no runtime `{name}`: known are call, process")]
-    UnknownRuntime {
-        /// As asked for.
-        name: String,
-    },
     /// The connection is gone for good.
     #[error("the connection to NATS broke for good; nothing can be pulled any more")]
     Broken,
@@ -96,7 +92,7 @@ pub async fn run(
     folder::sweep(&config.state_dir, &identity.id).map_err(WorkerError::Folders)?;
     let js = JetStream::new(connection.client.clone());
     let queues = bind_queues(&js, &config).await?;
-    let (calls, runtimes) = allowed_runtimes(&config, &identity.id).await?;
+    let (calls, runtimes) = allowed_runtimes(&config, &identity).await?;
     let worker = Arc::new(Worker {
         id: identity.id.clone(),
         instance: identity.instance.clone(),
@@ -109,6 +105,8 @@ pub async fn run(
         queues,
         running: Running::default(),
         blocked: watch::Sender::new(None),
+        looks: placement::Looks::default(),
+        beat_soon: Notify::new(),
         given_back: GivenBack::default(),
         pulse: Pulse::default(),
         stop_attempts: CancellationToken::new(),
@@ -123,6 +121,7 @@ pub async fn run(
     let (end_services, end_beat) = (CancellationToken::new(), CancellationToken::new());
     services.spawn(worker.leases.clone().keep(end_services.clone()));
     services.spawn(keep_alive(worker.clone(), end_services.clone()));
+    services.spawn(follow_trouble(worker.clone(), end_services.clone()));
     services.spawn(follow_settings(worker.clone(), connection.clone(), end_services.clone()));
     let (drain_asked, drain_wish) = watch::channel(None);
     services.spawn(listen_for_drain(worker.clone(), drain_asked, end_services.clone()));
@@ -216,20 +215,39 @@ async fn bind_queues(js: &JetStream, config: &Config) -> Result<Vec<Queue>, Work
 type Runtimes = BTreeMap<&'static str, Arc<dyn Runtime>>;
 
 /// What this worker runs: whether `call`, and which runtimes.
-async fn allowed_runtimes(config: &Config, id: &AgentId) -> Result<(bool, Runtimes), WorkerError> {
-    let Some(names) = &config.runtimes else { return Ok((true, BTreeMap::new())) };
+async fn allowed_runtimes(config: &Config, own: &Identity) -> Result<(bool, Runtimes), WorkerError> {
+    const DEFAULT: [RuntimeName; 2] = [RuntimeName::Call, RuntimeName::Containers];
     let (mut calls, mut runtimes) = (false, Runtimes::new());
-    for name in names {
-        match name.as_str() {
-            "call" => calls = true,
-            "process" => {
-                let process = ProcessConfig { guard: config.guard.clone(), ..ProcessConfig::new(id.as_str()) };
+    for name in config.runtimes.as_deref().unwrap_or(&DEFAULT) {
+        match name {
+            RuntimeName::Call => calls = true,
+            RuntimeName::Process => {
+                let process = ProcessConfig { guard: config.guard.clone(), ..ProcessConfig::new(own.id.as_str()) };
                 runtimes.insert("process", Arc::new(ProcessRuntime::new(process).await?));
             }
-            _ => return Err(WorkerError::UnknownRuntime { name: name.clone() }),
+            RuntimeName::Docker | RuntimeName::Containers => {}
         }
     }
     Ok((calls, runtimes))
+}
+
+/// Tells the registry at once when a runtime goes down or comes back.
+async fn follow_trouble(worker: Arc<Worker>, stop: CancellationToken) {
+    let troubles = worker.runtimes.values().filter_map(|runtime| runtime.trouble());
+    let changes = |mut trouble: watch::Receiver<Option<String>>| async move {
+        trouble.changed().await.ok()?;
+        let now = trouble.borrow_and_update().clone();
+        Some((now, trouble))
+    };
+    let news = troubles.map(|trouble| Box::pin(futures_util::stream::unfold(trouble, changes)));
+    let mut news = futures_util::stream::select_all(news);
+    while let Some(Some(trouble)) = stop.run_until_cancelled(news.next()).await {
+        match trouble {
+            Some(reason) => tracing::warn!(reason, "a runtime is down"),
+            None => tracing::info!("a runtime is back"),
+        }
+        worker.beat_soon.notify_one();
+    }
 }
 
 /// Hands every confirmed beat on to the runtimes' dead-man's switches.

@@ -1,4 +1,4 @@
-//! Output of a workload, in batches to the stream of logs. One publisher an attempt, so that the stream keeps the order
+//! Output of a workload, and what Shoal says beside it, in batches to the stream of logs. One publisher an attempt, so that the stream keeps the order
 //! in which stdout and stderr came; what arrives while one batch is under way makes the next one.
 
 use std::sync::Arc;
@@ -37,6 +37,7 @@ impl Default for Activity {
 }
 
 impl Activity {
+    /// It does something just now.
     fn touch(&self) {
         self.last_ms.store(self.began.elapsed().as_millis() as u64, Ordering::Relaxed);
     }
@@ -57,67 +58,112 @@ impl Activity {
     }
 }
 
-/// Where one attempt's output goes.
+type Piece = (LogSource, Bytes);
+
+/// Where one attempt's output goes: stores what comes through its [`Output`].
 pub struct LogSink {
     js: JetStream,
     names: Names,
     key: TaskKey,
     start: StartId,
     limit: Option<u64>,
-    activity: Activity,
     give_up: CancellationToken,
     largest: usize,
     numbered: u64,
 }
 
+/// The writing end of a [`LogSink`].
+pub struct Output {
+    to: mpsc::Sender<Piece>,
+    activity: Activity,
+    largest: usize,
+}
+
+/// What Shoal itself says of one attempt goes into the same log as `system`. Cheap to clone; the log is complete only
+/// once every clone is gone.
+#[derive(Clone, Debug)]
+pub struct Notes {
+    to: Option<mpsc::Sender<Piece>>,
+    activity: Activity,
+}
+
+impl Notes {
+    /// Notes that nobody reads.
+    pub fn nowhere() -> Self {
+        Self { to: None, activity: Activity::default() }
+    }
+
+    /// Says one line. Waits while the log is behind. Counts as a sign of life of the attempt.
+    pub async fn say(&self, line: &str) {
+        self.activity.touch();
+        if let Some(to) = &self.to {
+            // Closed only when nobody stores any more.
+            let _ = to.send((LogSource::System, format!("[shoal] {line}\n").into())).await;
+        }
+    }
+
+    /// A sign of life without a word.
+    pub fn touch(&self) {
+        self.activity.touch();
+    }
+}
+
+impl Output {
+    /// For what Shoal says beside the workload.
+    pub fn notes(&self) -> Notes {
+        Notes { to: Some(self.to.clone()), activity: self.activity.clone() }
+    }
+
+    /// Copies both streams to their ends.
+    pub async fn copy(self, stdout: Box<dyn AsyncRead + Send + Unpin>, stderr: Box<dyn AsyncRead + Send + Unpin>) {
+        futures_util::future::join(
+            read(stdout, LogSource::Stdout, self.largest, self.to.clone(), self.activity.clone()),
+            read(stderr, LogSource::Stderr, self.largest, self.to, self.activity),
+        )
+        .await;
+    }
+}
+
 impl LogSink {
-    /// A sink that keeps up to `limit` bytes.
+    /// A future that keeps up to `limit` bytes and ends with the warnings once every writer is gone, and the first
+    /// writer.
     pub fn open(
         worker: &Worker,
         key: &TaskKey,
         start: &StartId,
         limit: Limit<schemas::Bytes>,
         activity: Activity,
-    ) -> Self {
-        Self {
+    ) -> (impl Future<Output = Vec<String>> + use<>, Output) {
+        let largest = LARGEST_BATCH.min(worker.js.client().max_payload().saturating_sub(8 << 10).max(1 << 10));
+        let sink = Self {
             js: worker.js.clone(),
             names: worker.config.names.clone(),
             key: key.clone(),
             start: start.clone(),
             limit: limit.bound().map(|limit| limit.0),
-            activity,
             give_up: worker.stop_now.clone(),
-            largest: LARGEST_BATCH.min(worker.js.client().max_payload().saturating_sub(8 << 10).max(1 << 10)),
+            largest,
             numbered: 0,
-        }
-    }
-
-    /// Copies both streams to their ends. Returns what a reader of the record should know.
-    pub async fn copy(
-        mut self,
-        stdout: Box<dyn AsyncRead + Send + Unpin>,
-        stderr: Box<dyn AsyncRead + Send + Unpin>,
-    ) -> Vec<String> {
+        };
         // Bounded: a workload that writes faster than the server stores waits in its write.
-        let (sender, receiver) = mpsc::channel(8);
-        let readers = futures_util::future::join(
-            read(stdout, LogSource::Stdout, self.largest, sender.clone(), self.activity.clone()),
-            read(stderr, LogSource::Stderr, self.largest, sender, self.activity.clone()),
-        );
-        let (_, warnings) = tokio::join!(readers, self.publish(receiver));
-        warnings
+        let (to, from) = mpsc::channel(8);
+        (sink.keep(from), Output { to, activity, largest })
     }
 
-    async fn publish(&mut self, mut receiver: mpsc::Receiver<(LogSource, Bytes)>) -> Vec<String> {
+    /// Stores what comes until every writer is gone. Returns what a reader of the record should know.
+    async fn keep(mut self, mut receiver: mpsc::Receiver<Piece>) -> Vec<String> {
         let (mut kept, mut dropped, mut lost) = (0_u64, 0_u64, 0_u64);
         let mut batch: Vec<(LogSource, BytesMut)> = Vec::new();
         let mut open = true;
         while open {
             let Some(first) = receiver.recv().await else { break };
-            let mut take = |(source, bytes): (LogSource, Bytes), batch: &mut Vec<(LogSource, BytesMut)>| {
-                let room = self.limit.map_or(u64::MAX, |limit| limit.saturating_sub(kept));
+            let mut take = |(source, bytes): Piece, batch: &mut Vec<(LogSource, BytesMut)>| {
+                // What Shoal says is little, and must not go under in a flood.
+                let ours = source == LogSource::System;
+                let limit = self.limit.filter(|_| !ours);
+                let room = limit.map_or(u64::MAX, |limit| limit.saturating_sub(kept));
                 let fits = (bytes.len() as u64).min(room) as usize;
-                kept += fits as u64;
+                kept += if ours { 0 } else { fits as u64 };
                 dropped += (bytes.len() - fits) as u64;
                 match batch.last_mut() {
                     _ if fits == 0 => {}
@@ -192,7 +238,7 @@ async fn read(
     mut from: Box<dyn AsyncRead + Send + Unpin>,
     source: LogSource,
     largest: usize,
-    to: mpsc::Sender<(LogSource, Bytes)>,
+    to: mpsc::Sender<Piece>,
     activity: Activity,
 ) {
     let mut buffer = BytesMut::new();

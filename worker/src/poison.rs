@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use schemas::record::Attempt;
-use schemas::{AgentId, AgentRecord, AgentStatus, Outcome};
+use schemas::{AgentId, AgentRecord, AgentStatus, Code, Outcome};
 
 use crate::worker::Worker;
 
@@ -17,6 +17,11 @@ pub async fn lost_too_often(worker: &Worker, attempts: &[Attempt]) -> bool {
     }
     let (mut gone, mut traceless) = (0, 0);
     for attempt in lost {
+        // Lost with its engine, while the worker lived on: the container may be what kills the engine.
+        if attempt.error.as_ref().is_some_and(|error| error.code == Code::EngineLost) {
+            gone += 1;
+            continue;
+        }
         match (&attempt.worker, &attempt.instance) {
             (Some(id), Some(instance)) => gone += usize::from(is_gone(worker, id, instance).await),
             (_, _) => traceless += 1,

@@ -25,8 +25,10 @@ pub enum Settlement {
     Fail(TaskError),
     /// Record `cancelled`, ack.
     Cancel,
-    /// Record `retrying`, due now, nak: nothing is spent.
-    HandBack,
+    /// Record `retrying`, due now, nak: nothing is spent. With what was lost, if it did not end at our wish.
+    HandBack(Option<TaskError>),
+    /// Record `retrying` as if it had not been handed out, nak: another worker, or this one later.
+    PutOff(TaskError),
     /// Record `lost`, ack: it may not start again.
     Lose(TaskError),
     /// Nothing at all: the task is somebody else's by now.
@@ -39,10 +41,13 @@ pub fn settle(end: &End, attempt: NonZeroU32, policy: &Policy, on_lost: OnLost, 
         End::Succeeded => return Settlement::Succeed,
         End::Stopped(Why::Cancelled) => return Settlement::Cancel,
         End::Stopped(Why::LeaseLost | Why::Superseded) => return Settlement::Leave,
-        End::Stopped(Why::Drained) => {
-            return match on_lost {
-                OnLost::Retry => Settlement::HandBack,
-                OnLost::Fail => {
+        End::Stopped(Why::Unstarted(error)) => return Settlement::PutOff(error.clone()),
+        End::Stopped(why @ (Why::Drained | Why::EngineLost(_))) => {
+            return match (on_lost, why) {
+                (OnLost::Retry, Why::EngineLost(error)) => Settlement::HandBack(Some(error.clone())),
+                (OnLost::Retry, _) => Settlement::HandBack(None),
+                (OnLost::Fail, Why::EngineLost(error)) => Settlement::Lose(error.clone()),
+                (OnLost::Fail, _) => {
                     let message = "the worker was told to stop, and the task asks to be started at most once";
                     Settlement::Lose(TaskError::new(Code::WorkerLost, message))
                 }
@@ -73,13 +78,18 @@ pub fn outcome(end: &End) -> Outcome {
             | Code::CommandNotExecutable
             | Code::StartFailed
             | Code::LimitUnsupported
-            | Code::RuntimeNotAllowed => Outcome::FailedToStart,
+            | Code::PolicyForbidden
+            | Code::ImageNotFound
+            | Code::ImagePullFailed
+            | Code::InvalidImage
+            | Code::UserNotFound
+            | Code::PortTaken => Outcome::FailedToStart,
             _ => Outcome::Exited,
         },
         End::Stopped(Why::TimedOut(_)) => Outcome::TimedOut,
         End::Stopped(Why::Cancelled) => Outcome::Cancelled,
-        End::Stopped(Why::Drained) => Outcome::HandedBack,
-        End::Stopped(Why::LeaseLost | Why::Superseded) => Outcome::Lost,
+        End::Stopped(Why::Drained | Why::Unstarted(_)) => Outcome::HandedBack,
+        End::Stopped(Why::LeaseLost | Why::Superseded | Why::EngineLost(_)) => Outcome::Lost,
     }
 }
 
@@ -138,7 +148,7 @@ mod tests {
     fn what_is_handed_back_spends_nothing_unless_it_may_start_only_once() {
         let policy = policy("{}");
         let drained = End::Stopped(Why::Drained);
-        assert_eq!(settle(&drained, attempt(1), &policy, OnLost::Retry, 0.0), Settlement::HandBack);
+        assert_eq!(settle(&drained, attempt(1), &policy, OnLost::Retry, 0.0), Settlement::HandBack(None));
         assert!(matches!(settle(&drained, attempt(1), &policy, OnLost::Fail, 0.0), Settlement::Lose(_)));
     }
 

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use jetstream::JetStream;
 use schemas::{AgentId, QueueName, QueueSettings, StartId, TaskKey, Timestamp};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::handlers::Handlers;
 use crate::nats::lease::Leases;
 use crate::nats::store::Store;
+use crate::placement::Looks;
 use crate::runtime::Runtime;
 use crate::slots::Slots;
 
@@ -45,6 +46,10 @@ pub struct Worker {
     pub running: Running,
     /// Why it may fetch nothing now, if so.
     pub blocked: watch::Sender<Option<String>>,
+    /// What it knows of who else runs what.
+    pub looks: Looks,
+    /// A beat is due before its time: something of the record has changed.
+    pub beat_soon: Notify,
     /// What it gave back unstarted.
     pub given_back: GivenBack,
     /// When the server last did what.

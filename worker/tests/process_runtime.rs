@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use schemas::{Cpu, Limit, StartId, Workload};
 use shoal_worker::runtime::process::{GUARD_ARGUMENT, ProcessConfig, ProcessRuntime, guard_main};
-use shoal_worker::runtime::{Bounds, Exit, Job, Runtime, StartError, Started};
+use shoal_worker::runtime::{Bounds, Exit, Job, Listed, Runtime, StartError, Started, Status};
 use tokio::io::AsyncReadExt;
 
 /// Becomes the guard before `main`, which belongs to the test harness and would start threads.
@@ -94,7 +94,11 @@ fn job(folder: &Path, command: &[&str]) -> Job {
         key: "default.t1".parse().unwrap(),
         workload: process(command, None),
         env: BTreeMap::from([("PATH".to_owned(), "/usr/local/bin:/usr/bin:/bin".to_owned())]),
+        attempt: 1,
         folder: folder.to_owned(),
+        result_file: folder.with_extension("result"),
+        artifacts: Vec::new(),
+        notes: shoal_worker::logs::Notes::nowhere(),
         limits: UNLIMITED,
         alive_until: None,
     }
@@ -403,7 +407,8 @@ async fn waiting_and_stopping_twice_say_the_same_until_removed() {
         assert_eq!(fixture.runtime.wait(&start).await.unwrap().code, Some(5));
         fixture.stop(&start, TOO_LONG).await;
     }
-    assert_eq!(fixture.runtime.list().await.unwrap(), std::slice::from_ref(&start));
+    let held = Listed { start: start.clone(), status: Status::Running };
+    assert_eq!(fixture.runtime.list().await.unwrap(), [held]);
     fixture.runtime.remove(&start).await.unwrap();
     fixture.runtime.remove(&start).await.unwrap();
     assert!(fixture.runtime.wait(&start).await.is_err());
@@ -434,7 +439,7 @@ async fn a_dropped_start_leaves_nothing_running() {
         }
         drop(future);
     }
-    for start in fixture.runtime.list().await.unwrap() {
+    for Listed { start, .. } in fixture.runtime.list().await.unwrap() {
         fixture.runtime.remove(&start).await.unwrap();
     }
     fixture.runtime.close().await;
@@ -455,7 +460,7 @@ async fn two_hundred_at_once_all_end_and_leave_nothing() {
     for (n, output) in outputs.iter().enumerate() {
         assert_eq!((output.stdout.trim(), output.exit.code), (n.to_string().as_str(), Some(n as i32 % 7)));
     }
-    for start in fixture.runtime.list().await.unwrap() {
+    for Listed { start, .. } in fixture.runtime.list().await.unwrap() {
         fixture.runtime.remove(&start).await.unwrap();
     }
     // Some shepherds stay for the next jobs. Other tests of this program open files too.

@@ -3,19 +3,19 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use schemas::record::TaskRecord;
+use schemas::record::{TaskRecord, Waiting};
 use schemas::{Code, State, TaskError, TaskKey, Timestamp};
 
 use crate::attempt::fence::{Ahead, Fence, Written};
 use crate::attempt::phase::{Event, Phase};
 use crate::attempt::runner::{Plan, Runner};
 use crate::attempt::workload::{self, Done};
-use crate::fail;
 use crate::nats::delivery::{Verdict, tell};
 use crate::nats::lease::Hold;
 use crate::nats::store::Letter;
 use crate::settle::{Settlement, outcome, settle};
 use crate::worker::new_start_id;
+use crate::{fail, placement};
 
 impl Runner<'_> {
     /// The workload is gone: decide, record, tell, and say how to settle.
@@ -46,6 +46,7 @@ impl Runner<'_> {
         fence.record.warnings.extend(done.warnings);
         fence.bound();
         fence.record.ended_at = Some(now);
+        let mut put_off = None;
         let (state, point) = match &settlement {
             Settlement::Succeed => {
                 fence.record.result = done.result;
@@ -67,9 +68,17 @@ impl Runner<'_> {
                 fence.record.error = Some(TaskError::new(Code::Cancelled, message));
                 (State::Cancelled, "after_end_record")
             }
-            Settlement::HandBack => {
-                fence.attempt().number = None;
+            Settlement::HandBack(error) => {
+                let attempt = fence.attempt();
+                attempt.number = None;
+                attempt.error = error.clone();
                 fence.record.retry_at = Some(now);
+                (State::Retrying, "after_handback_record")
+            }
+            Settlement::PutOff(error) => {
+                // It was never begun, so nothing of it stays but the reason.
+                fence.record.attempts.pop();
+                put_off = Some(self.put_off(&mut fence.record, error).await);
                 (State::Retrying, "after_handback_record")
             }
             Settlement::Lose(error) => {
@@ -113,9 +122,53 @@ impl Runner<'_> {
         Some(match settlement {
             Settlement::Succeed | Settlement::Cancel | Settlement::Lose(_) | Settlement::Leave => Verdict::Ack,
             Settlement::Retry { after, .. } => Verdict::Nak(after),
-            Settlement::HandBack => Verdict::Nak(Duration::ZERO),
+            Settlement::HandBack(_) => Verdict::Nak(Duration::ZERO),
+            Settlement::PutOff(_) => Verdict::Nak(put_off.unwrap_or_default()),
             Settlement::Fail(error) => Verdict::Term(error.code.to_string()),
         })
+    }
+
+    /// Notes in the record why the task cannot start here, and for how long it is put off.
+    async fn put_off(&self, record: &mut TaskRecord, hindrance: &TaskError) -> Duration {
+        let kind = self.kind.unwrap_or_default();
+        let can = placement::somebody_can(self.worker, &record.queue, kind).await;
+        let (now, worker) = (Timestamp::now(), self.worker.id.clone());
+        let since = record.waiting.as_ref().map_or(now, |waiting| waiting.since);
+        let (code, message) = if can || hindrance.code != Code::RuntimeNotAllowed {
+            (hindrance.code, hindrance.message.clone())
+        } else {
+            let message = format!("no worker of the queue `{}` runs `{kind}` workloads now", record.queue);
+            (Code::NoWorker, format!("{message}; {}", hindrance.message))
+        };
+        let after = placement::pause(now.since(since), can);
+        record.waiting = Some(Waiting { code, message, worker, since });
+        record.retry_at = Some(now.plus(after));
+        after
+    }
+
+    /// Puts a task off that was handed to us and cannot start here: record, event, nak.
+    pub(super) async fn end_put_off(
+        &mut self,
+        key: &TaskKey,
+        revision: u64,
+        mut record: TaskRecord,
+        hindrance: &TaskError,
+    ) -> Option<Verdict> {
+        record.state = State::Retrying;
+        let after = self.put_off(&mut record, hindrance).await;
+        tracing::debug!(task = %key, code = %hindrance.code, ?after, "put off: it cannot start here");
+        // No start of the workload; the id only makes the fence tell our write from another's.
+        let start = new_start_id();
+        let mut fence = Fence::new(&self.worker.store, key, &start, revision, record);
+        let lease = &self.lease;
+        match fence.write(|| lease.state() == Hold::Held).await {
+            Written::Yes { revision, body } => {
+                self.worker.store.tell(key, revision, body).await;
+                Some(Verdict::Nak(after))
+            }
+            Written::Ended(record) => self.repair(key, 0, &record).await,
+            Written::Superseded | Written::GaveUp => None,
+        }
     }
 
     /// The right to this run is lost. Nothing is written; if somebody else is ahead, that is told.

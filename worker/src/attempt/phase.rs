@@ -44,6 +44,10 @@ pub enum Why {
     LeaseLost,
     /// Another start of the same task is ahead.
     Superseded,
+    /// It never ran here: something of this worker is missing.
+    Unstarted(TaskError),
+    /// It is gone with the engine that ran it.
+    EngineLost(TaskError),
 }
 
 /// How an attempt ended.

@@ -25,7 +25,7 @@ use crate::nats::lease::{Hold, Lease, adopt};
 use crate::nats::store::Standing;
 use crate::slots::Slot;
 use crate::worker::{Worker, new_start_id};
-use crate::{fail, poison};
+use crate::{fail, placement, poison};
 
 /// Runs one delivery to its settlement. `unsure`: the server may have forgotten who it gave what, so that even a first
 /// delivery needs a claim.
@@ -34,7 +34,7 @@ pub async fn run(worker: Arc<Worker>, delivery: Delivery, slot: Slot, unsure: bo
     let queue = &worker.queues[delivery.queue];
     let goes_on = queue.settings().on_disconnect == schemas::queue::OnDisconnect::Continue;
     let lease = worker.leases.hold(&delivery, queue.ack_wait(), goes_on);
-    let mut runner = Runner { worker: &worker, delivery, lease, unsure };
+    let mut runner = Runner { worker: &worker, delivery, lease, kind: None, unsure };
     let verdict = runner.run().await;
     // What is left needs no room: the next task may come while the server hears of this one.
     drop(slot);
@@ -49,6 +49,8 @@ pub(super) struct Runner<'a> {
     pub(super) worker: &'a Arc<Worker>,
     pub(super) delivery: Delivery,
     pub(super) lease: Lease,
+    /// The kind of its workload, once it is read.
+    pub(super) kind: Option<&'static str>,
     unsure: bool,
 }
 
@@ -110,7 +112,10 @@ impl Runner<'_> {
     /// Judges by the record where that is due, claims where a claim is due, and runs.
     async fn admitted(&mut self, key: TaskKey, task: Arc<Task>) -> Option<Verdict> {
         let once = self.delivery.header(header::ONCE).is_some_and(|value| value.eq_ignore_ascii_case("true"));
-        let claim_first = self.unsure || once || self.delivery.count > 1 || task.on_lost == OnLost::Fail;
+        self.kind = Some(task.workload.kind());
+        let hindrance = placement::hindrance(self.worker, &task.workload);
+        let claim_first =
+            self.unsure || once || self.delivery.count > 1 || task.on_lost == OnLost::Fail || hindrance.is_some();
         let fresh = self.fresh(&key, State::Running);
         let mut standing = Standing { revision: 0, record: None };
         loop {
@@ -136,6 +141,10 @@ impl Runner<'_> {
                     return Box::pin(self.end_unstarted(&key, standing.revision, *record, state, error)).await;
                 }
             };
+            if let Some(hindrance) = &hindrance {
+                return Box::pin(self.end_put_off(&key, standing.revision, record, hindrance)).await;
+            }
+            record.waiting = None;
             if Box::pin(poison::lost_too_often(self.worker, &record.attempts)).await {
                 let message = format!("{} workers were lost with this task", self.worker.config.lost_limit);
                 let error = TaskError::new(Code::LostTooOften, message);
@@ -320,6 +329,8 @@ impl Runner<'_> {
                     Why::Drained => plan.policy.stop_grace.min(crate::drain::kill_grace(worker.config.drain_grace)),
                     // Somebody else may start it any moment.
                     Why::LeaseLost | Why::Superseded => Duration::ZERO,
+                    // Ends of a run, never wishes to end one.
+                    Why::Unstarted(_) | Why::EngineLost(_) => Duration::ZERO,
                 };
                 let grace = stop.borrow().map_or(grace, |earlier| earlier.min(grace));
                 stop.send_replace(Some(grace));

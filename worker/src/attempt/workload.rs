@@ -18,9 +18,9 @@ use tokio_util::sync::CancellationToken;
 use crate::attempt::phase::{End, Why};
 use crate::handlers::Call;
 use crate::logs::{Activity, LogSink};
-use crate::runtime::{Bounds, Exit, Job, Runtime};
+use crate::runtime::{Bounds, Exit, Job, Runtime, RuntimeError, StartError, Surroundings};
 use crate::worker::Worker;
-use crate::{fail, folder, objects};
+use crate::{fail, folder, objects, placement};
 
 /// Warnings kept of one attempt; the first ones tell the cause.
 const MOST_WARNINGS: usize = 16;
@@ -72,25 +72,15 @@ impl Done {
 /// Runs it. `stop` carries the grace once it is to stop; then this returns as soon as it is gone.
 /// Not cancel safe: a dropped run leaves its workload to the runtime's own switches.
 pub async fn run(worker: &Worker, work: Work, stop: watch::Receiver<Option<Duration>>) -> Done {
-    let kind = work.task.workload.kind();
     match &work.task.workload {
-        Workload::Call(_) if worker.calls => call(worker, &work, stop).await,
-        Workload::Process(_) => match worker.runtimes.get("process") {
+        Workload::Call(_) => call(worker, &work, stop).await,
+        workload @ (Workload::Process(_) | Workload::Container(_)) => match placement::runtime(worker, workload) {
             // Boxed, here and below, so that a call's future stays small: it is moved and allocated once a task.
-            Some(runtime) => Box::pin(in_runtime(worker, runtime.clone(), work, stop)).await,
-            None => Done::new(End::failed(not_allowed(worker, kind))),
+            Ok(runtime) => Box::pin(in_runtime(worker, runtime.clone(), work, stop)).await,
+            // It could when the task was admitted.
+            Err(hindrance) => Done::new(End::Stopped(Why::Unstarted(hindrance))),
         },
-        Workload::Call(_) | Workload::Container(_) => Done::new(End::failed(not_allowed(worker, kind))),
     }
-}
-
-fn not_allowed(worker: &Worker, kind: &str) -> TaskError {
-    let mut allowed: Vec<&str> = worker.runtimes.keys().copied().collect();
-    if worker.calls {
-        allowed.insert(0, "call");
-    }
-    let message = format!("the worker {} does not run `{kind}` workloads; it allows {}", worker.id, allowed.join(", "));
-    TaskError::new(Code::RuntimeNotAllowed, message)
 }
 
 /// Completes once it is to stop, with the grace. Cancel safe.
@@ -197,58 +187,84 @@ async fn in_runtime(
     let folder = match folder::Folder::create(&worker.config.state_dir, &worker.id, &work.start) {
         Ok(folder) => folder,
         Err(error) => {
-            // Not the task's fault, and the next one would fare no better: hand back, fetch nothing more.
+            // Not the task's fault, and the next one would fare no better: put off, fetch nothing more.
             let reason = format!("no work folder can be made: {error}");
-            tracing::error!(task = %work.key, reason, "handed back unstarted");
-            worker.blocked.send_replace(Some(reason));
-            return Done::new(End::Stopped(Why::Drained));
+            tracing::error!(task = %work.key, reason, "not started");
+            worker.blocked.send_replace(Some(reason.clone()));
+            let message = format!("on the worker {} {reason}", worker.id);
+            return Done::new(End::Stopped(Why::Unstarted(TaskError::new(Code::NoWorkFolder, message))));
         }
     };
+    let limit = work.task.limits.logs.unwrap_or(worker.config.log_limit);
+    let (log, output) = LogSink::open(worker, &work.key, &work.start, limit, work.activity.clone());
+    let surroundings = runtime.surroundings(folder.path(), &folder.result_file());
     let job = Job {
         start: work.start.clone(),
         key: work.key.clone(),
+        attempt: work.number,
         workload: work.task.workload.clone(),
-        env: environment(&work, &folder),
+        env: environment(&work, surroundings),
         folder: folder.path().to_owned(),
-        limits: bounds(&work.task, worker.config.process_limits),
+        result_file: folder.result_file(),
+        artifacts: work.task.artifacts.clone(),
+        notes: output.notes(),
+        limits: bounds(&work.task, worker),
         alive_until: work.alive_until,
     };
-    let started_at = Timestamp::now();
-    let started = match runtime.start(job).await {
-        Ok(started) => started,
-        Err(error) => return Done::new(End::failed(error.to_task_error())),
-    };
-    fail::point("after_start");
-    let limit = work.task.limits.logs.unwrap_or(worker.config.log_limit);
-    let sink = LogSink::open(worker, &work.key, &work.start, limit, work.activity.clone());
-    let output = sink.copy(started.stdout, started.stderr);
-    let ending = async {
-        let exit = tokio::select! {
-            exit = runtime.wait(&work.start) => exit,
-            grace = stopping(&mut stop) => {
-                if let Err(error) = runtime.stop(&work.start, grace).await {
-                    tracing::warn!(task = %work.key, start = %work.start, %error, "stop failed");
-                }
-                runtime.wait(&work.start).await
-            }
+    let running = async {
+        let started = tokio::select! {
+            started = runtime.start(job) => started.map_err(not_started)?,
+            // Dropped half way, a start leaves nothing.
+            _ = stopping(&mut stop) => return Err(End::failed(TaskError::new(Code::Cancelled, "stopped while it started"))),
         };
-        work.exited.store(true, Ordering::Release);
-        exit
+        let started_at = Timestamp::now();
+        fail::point("after_start");
+        let ending = async {
+            let exit = tokio::select! {
+                exit = runtime.wait(&work.start) => exit,
+                grace = stopping(&mut stop) => {
+                    if let Err(error) = runtime.stop(&work.start, grace).await {
+                        tracing::warn!(task = %work.key, start = %work.start, %error, "stop failed");
+                    }
+                    runtime.wait(&work.start).await
+                }
+            };
+            work.exited.store(true, Ordering::Release);
+            exit
+        };
+        // The output ends with the workload; both together, because a full pipe would keep it from ending.
+        let (exit, ()) = tokio::join!(ending, output.copy(started.stdout, started.stderr));
+        Ok((started_at, exit))
     };
-    // The output ends with the workload; both together, because a full pipe would keep it from ending.
-    let (exit, mut warnings) = tokio::join!(ending, output);
+    let (ran, mut warnings) = tokio::join!(running, log);
+    let (started_at, exit) = match ran {
+        Ok(ran) => ran,
+        Err(end) => {
+            folder.remove().await;
+            return Done { warnings, ..Done::new(end) };
+        }
+    };
+    if exit.is_ok() {
+        match runtime.collect(&work.start).await {
+            Ok(more) => warnings.extend(more),
+            Err(error) => warnings.push(format!("result and artifacts not collected: {error}")),
+        }
+    }
     if let Err(error) = runtime.remove(&work.start).await {
         tracing::warn!(task = %work.key, start = %work.start, %error, "what the runtime keeps could not be removed");
     }
     let mut done = match exit {
         Ok(exit) => Done { exit: Some(exit), ..Done::new(judge(&exit)) },
+        Err(error @ RuntimeError::Lost { .. }) => {
+            Done::new(End::Stopped(Why::EngineLost(TaskError::new(Code::EngineLost, error.to_string()))))
+        }
         Err(error) => Done::new(End::failed(TaskError::new(Code::Internal, error.to_string()))),
     };
     done.started = Some(started_at);
     if !work.task.artifacts.is_empty() {
         done.artifacts = objects::gather(worker, &work, folder.path(), &mut warnings).await;
-        warnings.truncate(MOST_WARNINGS);
     }
+    warnings.truncate(MOST_WARNINGS);
     if done.end == End::Succeeded {
         match objects::keep_result_file(worker, &work, &folder.result_file()).await {
             Ok(result) => done.result = result,
@@ -281,25 +297,28 @@ fn judge(exit: &Exit) -> End {
     End::Failed { error, exit_code: code }
 }
 
-fn environment(work: &Work, folder: &folder::Folder) -> BTreeMap<String, String> {
-    let mut env: BTreeMap<String, String> = [
-        ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned()),
-        ("HOME", folder.path().display().to_string()),
-        ("LANG", "C.UTF-8".to_owned()),
-        ("TZ", "UTC".to_owned()),
-    ]
-    .into_iter()
-    .map(|(name, value)| (name.to_owned(), value))
-    .collect();
-    if let Workload::Process(process) = &work.task.workload {
-        env.extend(process.env.clone());
+/// A start that failed, as an end.
+fn not_started(error: StartError) -> End {
+    let error_for_record = error.to_task_error();
+    match error {
+        StartError::Unavailable { .. } => End::Stopped(Why::Unstarted(error_for_record)),
+        _ => End::failed(error_for_record),
+    }
+}
+
+fn environment(work: &Work, surroundings: Surroundings) -> BTreeMap<String, String> {
+    let mut env = surroundings.env;
+    match &work.task.workload {
+        Workload::Process(process) => env.extend(process.env.clone()),
+        Workload::Container(container) => env.extend(container.env.clone()),
+        Workload::Call(_) => {}
     }
     // Ours come last: a job may rely on them.
     let own = [
         ("SHOAL_TASK_ID", work.key.id.to_string()),
         ("SHOAL_TASK_QUEUE", work.key.queue.to_string()),
         ("SHOAL_TASK_ATTEMPT", work.number.to_string()),
-        ("SHOAL_RESULT_FILE", folder.result_file().display().to_string()),
+        ("SHOAL_RESULT_FILE", surroundings.result_file),
     ];
     env.extend(own.map(|(name, value)| (name.to_owned(), value)));
     if let Some(traceparent) = &work.traceparent {
@@ -308,7 +327,11 @@ fn environment(work: &Work, folder: &folder::Folder) -> BTreeMap<String, String>
     env
 }
 
-fn bounds(task: &Task, defaults: Bounds) -> Bounds {
+fn bounds(task: &Task, worker: &Worker) -> Bounds {
+    let defaults = match &task.workload {
+        Workload::Container(_) => worker.config.containers.limits,
+        Workload::Process(_) | Workload::Call(_) => worker.config.process_limits,
+    };
     Bounds {
         cpu: task.limits.cpu.unwrap_or(defaults.cpu),
         memory: task.limits.memory.unwrap_or(defaults.memory),

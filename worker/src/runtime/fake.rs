@@ -8,7 +8,8 @@
 //! runtime.end(&job.start, Exit { code: Some(0), ..Exit::default() });
 //! ```
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,7 @@ use schemas::record::Usage;
 use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{Exit, Job, Runtime, RuntimeError, StartError, Started};
+use super::{Exit, Job, Listed, Runtime, RuntimeError, StartError, Started, Status, Surroundings};
 
 /// Room in each output pipe, that of a real one.
 const PIPE: usize = 64 << 10;
@@ -177,6 +178,10 @@ impl Runtime for FakeRuntime {
         RuntimeInfo::default()
     }
 
+    fn surroundings(&self, _: &Path, result_file: &Path) -> Surroundings {
+        Surroundings { env: BTreeMap::new(), result_file: result_file.display().to_string() }
+    }
+
     fn start(&self, job: Job) -> BoxFuture<'_, Result<Started, StartError>> {
         async move {
             let held = self.state().held_starts.pop_front();
@@ -238,8 +243,9 @@ impl Runtime for FakeRuntime {
         std::future::ready(Ok(())).boxed()
     }
 
-    fn list(&self) -> BoxFuture<'_, Result<Vec<StartId>, RuntimeError>> {
-        std::future::ready(Ok(self.state().workloads.keys().cloned().collect())).boxed()
+    fn list(&self) -> BoxFuture<'_, Result<Vec<Listed>, RuntimeError>> {
+        let held = |start: &StartId| Listed { start: start.clone(), status: Status::Running };
+        std::future::ready(Ok(self.state().workloads.keys().map(held).collect())).boxed()
     }
 
     fn remove<'a>(&'a self, start: &'a StartId) -> BoxFuture<'a, Result<(), RuntimeError>> {
@@ -262,6 +268,7 @@ impl Runtime for FakeRuntime {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::logs::Notes;
     use crate::runtime::Bounds;
     use schemas::Limit;
     use tokio::io::AsyncReadExt;
@@ -271,8 +278,12 @@ mod tests {
             start: start.parse().unwrap(),
             key: "default.t".parse().unwrap(),
             workload: serde_json::from_str(r#"{"kind":"process","command":["true"]}"#).unwrap(),
-            env: std::collections::BTreeMap::new(),
+            attempt: 1,
+            env: BTreeMap::new(),
             folder: "/".into(),
+            result_file: "/dev/null".into(),
+            artifacts: Vec::new(),
+            notes: Notes::nowhere(),
             limits: Bounds { cpu: Limit::Unlimited, memory: Limit::Unlimited, pids: Limit::Unlimited },
             alive_until: None,
         }

@@ -3,7 +3,7 @@
 //! The caller owns the work folder, the environment and the decisions; a runtime starts, watches and ends.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
@@ -11,7 +11,12 @@ use schemas::agent::RuntimeInfo;
 use schemas::record::{TaskError, Usage};
 use schemas::{Code, Cpu, Limit, StartId, TaskKey, Workload};
 use tokio::io::AsyncRead;
+use tokio::sync::watch;
 
+use crate::logs::Notes;
+
+#[cfg(test)]
+pub mod fake;
 pub mod process;
 
 /// Runs workloads of one kind.
@@ -21,6 +26,14 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// What it can do on this machine.
     fn capabilities(&self) -> RuntimeInfo;
+
+    /// Why it can run nothing now, kept up to date; `None` where nothing of the kind can happen.
+    fn trouble(&self) -> Option<watch::Receiver<Option<String>>> {
+        None
+    }
+
+    /// What a workload finds around it: the base of its environment, and where it sees the files that it is told of.
+    fn surroundings(&self, folder: &Path, result_file: &Path) -> Surroundings;
 
     /// Starts one workload and returns once it runs. A failed start leaves nothing behind.
     /// Cancel safe: a start whose future is dropped leaves nothing running.
@@ -43,8 +56,15 @@ pub trait Runtime: Send + Sync + 'static {
     /// Lets it go on.
     fn resume<'a>(&'a self, start: &'a StartId) -> BoxFuture<'a, Result<(), RuntimeError>>;
 
+    /// Brings what an ended workload left, its result and the files that match its globs, into the job's folder and
+    /// result file, where they are not there already. Returns warnings. Before `remove`.
+    fn collect<'a>(&'a self, start: &'a StartId) -> BoxFuture<'a, Result<Vec<String>, RuntimeError>> {
+        let _ = start;
+        Box::pin(std::future::ready(Ok(Vec::new())))
+    }
+
     /// What this runtime holds for this worker, running or not.
-    fn list(&self) -> BoxFuture<'_, Result<Vec<StartId>, RuntimeError>>;
+    fn list(&self) -> BoxFuture<'_, Result<Vec<Listed>, RuntimeError>>;
 
     /// Frees what is kept of an ended workload. Removing what is gone already is no error.
     fn remove<'a>(&'a self, start: &'a StartId) -> BoxFuture<'a, Result<(), RuntimeError>>;
@@ -64,16 +84,55 @@ pub struct Job {
     pub start: StartId,
     /// Whose it is, for labels and logs.
     pub key: TaskKey,
+    /// Which attempt, from 1.
+    pub attempt: u32,
     /// What to run.
     pub workload: Workload,
     /// The whole environment; nothing is inherited.
     pub env: BTreeMap<String, String>,
     /// An existing folder of its own: the working directory.
     pub folder: PathBuf,
+    /// Where its result is looked for at its end; beside the folder.
+    pub result_file: PathBuf,
+    /// Globs below its working directory that are gathered at its end.
+    pub artifacts: Vec<String>,
+    /// For what people should know of the start: pull progress, trouble. To be let go of once the workload is gone.
+    pub notes: Notes,
     /// Bounds, defaults filled in.
     pub limits: Bounds,
     /// Killed by then unless kept alive; `None` never.
     pub alive_until: Option<Instant>,
+}
+
+/// What a workload finds around it.
+#[derive(Clone, Debug, Default)]
+pub struct Surroundings {
+    /// Variables below what the task sets.
+    pub env: BTreeMap<String, String>,
+    /// The result file as the workload sees it.
+    pub result_file: String,
+}
+
+/// One workload that a runtime holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Its start.
+    pub start: StartId,
+    /// How it is.
+    pub status: Status,
+}
+
+/// How a workload is, in one vocabulary over all runtimes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// It runs.
+    Running,
+    /// Halted, may go on.
+    Paused,
+    /// Not begun, or ended.
+    Stopped,
+    /// A word of the engine that this version does not know.
+    Unknown(String),
 }
 
 /// Bounds of one workload, defaults filled in.
@@ -145,6 +204,22 @@ pub enum StartError {
         /// The workload's word.
         kind: &'static str,
     },
+    /// The engine or this worker's policy will not have it, for a reason that has a code of its own.
+    #[error("{message}")]
+    Refused {
+        /// From the table.
+        code: Code,
+        /// What is refused and why.
+        message: String,
+    },
+    /// The engine does not answer. The workload was not started, and nothing of it is left.
+    #[error("the runtime `{runtime}` does not answer: {why}")]
+    Unavailable {
+        /// Whose word.
+        runtime: &'static str,
+        /// What was seen.
+        why: String,
+    },
     /// Something that may pass.
     #[error("{what}")]
     Failed {
@@ -163,6 +238,8 @@ impl StartError {
             Self::CommandNotExecutable { .. } => Code::CommandNotExecutable,
             Self::LimitUnsupported { .. } => Code::LimitUnsupported,
             Self::WrongKind { .. } => Code::RuntimeNotAllowed,
+            Self::Refused { code, .. } => *code,
+            Self::Unavailable { .. } => Code::EngineUnavailable,
             Self::Failed { .. } => Code::StartFailed,
         };
         let mut message = self.to_string();
@@ -192,6 +269,14 @@ pub enum RuntimeError {
     NotFound {
         /// The id asked for.
         start: StartId,
+    },
+    /// The workload was lost with the engine behind the runtime: how it would have ended is not known.
+    #[error("lost with the engine of the runtime `{runtime}`: {why}")]
+    Lost {
+        /// Whose word.
+        runtime: &'static str,
+        /// What was seen.
+        why: String,
     },
     /// The engine behind the runtime is gone or refuses.
     #[error("the runtime `{runtime}` failed to {what}")]

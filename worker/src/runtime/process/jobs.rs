@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::collections::VecDeque;
 use std::collections::hash_map::Entry;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use schemas::StartId;
 use schemas::record::Usage;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::super::Exit;
+use super::super::{Exit, Listed, Status};
 use super::clock;
 use super::handle::Shepherd;
 use super::plan::CgroupPlan;
@@ -37,6 +38,20 @@ pub(super) struct Known {
     pub(super) wishes: mpsc::Sender<Wish>,
     /// Its end; closed without one where it did not start.
     pub(super) exit: watch::Receiver<Option<Exit>>,
+    /// Whether it was halted last, or let go on.
+    pub(super) paused: Arc<AtomicBool>,
+}
+
+impl Known {
+    fn status(&self) -> Status {
+        if self.exit.borrow().is_some() {
+            Status::Stopped
+        } else if self.paused.load(Ordering::Relaxed) {
+            Status::Paused
+        } else {
+            Status::Running
+        }
+    }
 }
 
 /// All jobs by their start.
@@ -66,7 +81,7 @@ impl Jobs {
         let (exit_told, exit) = watch::channel(None);
         match self.all().entry(start.clone()) {
             Entry::Occupied(_) => return None,
-            Entry::Vacant(place) => place.insert(Known { wishes, exit }),
+            Entry::Vacant(place) => place.insert(Known { wishes, exit, paused: Arc::default() }),
         };
         let jobs = Arc::clone(self);
         Some(Registered { jobs, start: start.clone(), started: false, wishes: wishes_heard, exit: exit_told })
@@ -78,8 +93,9 @@ impl Jobs {
     }
 
     /// Every job that is known.
-    pub(super) fn list(&self) -> Vec<StartId> {
-        self.all().keys().cloned().collect()
+    pub(super) fn list(&self) -> Vec<Listed> {
+        let all = self.all();
+        all.iter().map(|(start, job)| Listed { start: start.clone(), status: job.status() }).collect()
     }
 
     /// Forgets a job.

@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,7 +19,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::super::{Exit, Job, Runtime, RuntimeError, StartError, Started};
+use super::super::{Exit, Job, Listed, Runtime, RuntimeError, StartError, Started, Surroundings};
 use super::cgroups::{Cgroups, Held};
 use super::clock::{self, Lease, memfd};
 use super::handle::{Guard, Shepherd};
@@ -199,6 +201,11 @@ impl ProcessRuntime {
         Ok(())
     }
 
+    async fn halt(&self, start: &StartId, paused: bool) -> Result<(), RuntimeError> {
+        self.known(start)?.paused.store(paused, Ordering::Relaxed);
+        self.wish(start, if paused { Wish::Pause } else { Wish::Resume }).await
+    }
+
     async fn ended(&self, start: &StartId) -> Result<Exit, RuntimeError> {
         let mut exit = self.known(start)?.exit;
         let ended = exit.wait_for(Option::is_some).await.ok().and_then(|exit| *exit);
@@ -226,7 +233,20 @@ impl Runtime for ProcessRuntime {
         let mut capabilities = vec!["keep_alive".to_owned(), "pause".to_owned(), "stats".to_owned()];
         capabilities.extend(self.cgroups.capabilities());
         capabilities.sort();
-        RuntimeInfo { version: None, capabilities }
+        RuntimeInfo { capabilities, ..RuntimeInfo::default() }
+    }
+
+    fn surroundings(&self, folder: &Path, result_file: &Path) -> Surroundings {
+        let env = [
+            ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned()),
+            ("HOME", folder.display().to_string()),
+            ("LANG", "C.UTF-8".to_owned()),
+            ("TZ", "UTC".to_owned()),
+        ];
+        Surroundings {
+            env: env.map(|(name, value)| (name.to_owned(), value)).into(),
+            result_file: result_file.display().to_string(),
+        }
     }
 
     fn start(&self, job: Job) -> BoxFuture<'_, Result<Started, StartError>> {
@@ -255,14 +275,14 @@ impl Runtime for ProcessRuntime {
     }
 
     fn pause<'a>(&'a self, start: &'a StartId) -> BoxFuture<'a, Result<(), RuntimeError>> {
-        self.wish(start, Wish::Pause).boxed()
+        self.halt(start, true).boxed()
     }
 
     fn resume<'a>(&'a self, start: &'a StartId) -> BoxFuture<'a, Result<(), RuntimeError>> {
-        self.wish(start, Wish::Resume).boxed()
+        self.halt(start, false).boxed()
     }
 
-    fn list(&self) -> BoxFuture<'_, Result<Vec<StartId>, RuntimeError>> {
+    fn list(&self) -> BoxFuture<'_, Result<Vec<Listed>, RuntimeError>> {
         std::future::ready(Ok(self.jobs.list())).boxed()
     }
 
