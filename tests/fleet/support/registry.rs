@@ -109,6 +109,11 @@ impl Registry {
         self.state().faults.push((part.to_owned(), fault, times));
     }
 
+    /// From now on nothing goes wrong.
+    pub fn heals(&self) {
+        self.state().faults.clear();
+    }
+
     /// The path of an image's largest part, to be given to [`Registry::fails`].
     pub fn layer(&self, name: &str) -> String {
         let state = self.state();
