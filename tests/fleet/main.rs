@@ -5,6 +5,7 @@ mod cancel;
 mod cli;
 mod container;
 mod drain;
+mod examples;
 #[cfg(feature = "fail-points")]
 mod failpoints;
 mod garbage;
