@@ -101,7 +101,9 @@ fn embed(fleet: &Fleet) -> Command {
     let told =
         |name: &str| ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "NEXTEST"].iter().any(|p| name.starts_with(p));
     let names = std::env::vars().map(|(name, _)| name).filter(|name| told(name));
-    names.for_each(|name| drop(cargo.env_remove(name)));
+    for name in names {
+        cargo.env_remove(name);
+    }
     let output = cargo.current_dir(env!("CARGO_MANIFEST_DIR")).output().expect("cargo starts");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let said = String::from_utf8_lossy(&output.stdout);
