@@ -106,7 +106,7 @@ async fn a_shared_network_is_one_loopback_a_worker_and_goes_with_it() {
     let engine = engine!();
     let fleet = Fleet::start().await;
     let mut worker = engine.worker(&fleet, "w").slots(4).env("SHOAL_ALLOWED_NETWORKS", "shared").start().await;
-    let serve = "echo hello | nc -l -p 4711 -s 127.0.0.1";
+    let serve = "echo hello | nc -l -p 4711";
     fleet.publish("default.server", &shell_in(serve).workload("network", "shared").with("timeout", "60s")).await;
     let ask = "ls /sys/class/net > /tmp/net; i=0; while ! nc 127.0.0.1 4711 < /dev/null > /tmp/said 2> /dev/null || \
                ! [ -s /tmp/said ]; do i=$((i+1)); [ $i -lt 200 ] || exit 9; sleep 0.1; done; \

@@ -7,7 +7,7 @@ use super::nothing_left;
 use crate::support::{Fleet, Ledger, With, engine, eventually, in_time, noop, shell_in};
 
 #[tokio::test]
-async fn a_killed_worker_gives_its_container_task_to_another_and_its_next_boot_sweeps() {
+async fn a_killed_worker_gives_its_container_task_to_another_and_its_container_dies_with_it() {
     let engine = engine!();
     let fleet = Fleet::start().await;
     let ledger = Ledger::watch(&fleet).await;
@@ -20,6 +20,9 @@ async fn a_killed_worker_gives_its_container_task_to_another_and_its_next_boot_s
     assert!(!job.processes().is_empty());
 
     first.kill().await;
+    // Before any other worker is there to clean up.
+    job.gone().await;
+    engine.is_clean().await;
     let _second = engine.worker(&fleet, "second").start().await;
     let record = fleet.run_ended("default.a", sequence).await;
     assert_eq!(record.state, State::Succeeded, "{record:?}");
@@ -31,7 +34,6 @@ async fn a_killed_worker_gives_its_container_task_to_another_and_its_next_boot_s
     assert_eq!(job.attempts(), [1, 1], "a loss spends no attempt");
     fleet.message_gone("default.a").await;
     let _first = engine.worker(&fleet, "first").start().await;
-    job.gone().await;
     nothing_left(&engine, &fleet, "first").await;
     nothing_left(&engine, &fleet, "second").await;
     ledger.caught_up(&fleet).await;
@@ -56,6 +58,8 @@ async fn a_frozen_worker_is_superseded_and_removes_its_container() {
     let mut other = engine.worker(&fleet, "other").start().await;
     let record = fleet.run_ended("default.a", sequence).await;
     assert_eq!(super::result(&record), "second");
+    // The first was killed with its lease, although its worker could do nothing.
+    job.gone().await;
     let (revision, _) = fleet.try_record("default.a").await.expect("readable").expect("there");
 
     frozen.thaw();

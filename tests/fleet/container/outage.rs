@@ -102,19 +102,16 @@ async fn an_engine_stopped_and_restarted_in_mid_load_loses_no_task() {
 }
 
 #[tokio::test]
-async fn a_worker_that_boots_without_its_engine_waits_for_it() {
-    let Some(mut engine) = OwnEngine::start().await else { return };
+async fn a_worker_told_to_run_containers_does_not_start_without_an_engine_and_says_why() {
     let fleet = Fleet::start().await;
-    engine.stop().await;
-    let mut worker = engine.worker(&fleet, "w").spawn();
-    fleet.agent_where(&engine.id("w"), "says that its engine is not there", troubled).await;
-    let sequence = fleet.publish("default.a", &shell_in("true")).await;
+    let nowhere = format!("unix://{}/nowhere.sock", fleet.folder().display());
+    let worker = |runtimes: &str| fleet.worker("w").runtimes(runtimes).env("SHOAL_DOCKER_HOST", &nowhere);
+    let output = worker("call,docker").spawn().wait().await;
+    assert_ne!(output.code, 0, "{output:?}");
+    assert!(output.stderr.contains("nowhere.sock") && output.stderr.contains("--docker-host"), "{output:?}");
+    // Where it takes what is found, it takes what there is.
+    let _worker = worker("").without("SHOAL_RUNTIMES").start().await;
     assert_eq!(fleet.run("default.call", &noop()).await.state, State::Succeeded);
-    engine.restart().await;
-    let record = fleet.run_ended("default.a", sequence).await;
-    assert_eq!((record.state, record.spent()), (State::Succeeded, 1), "{record:?}");
-    worker.terminate();
-    assert_eq!(worker.wait().await.code, 0);
 }
 
 #[tokio::test]

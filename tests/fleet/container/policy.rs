@@ -72,6 +72,12 @@ async fn what_the_worker_forbids_never_becomes_a_container() {
         // The job's own folder is what the mount replaced.
         let task = if id == "mount" { shell_in("ls /mnt").workload("mounts", mount(&folder, true)) } else { task };
         let record = fleet.run(&format!("default.{id}"), &task).await;
+        if id == "privileged" && record.state == State::Failed {
+            // On a machine that is itself confined the engine cannot give what it does not have.
+            let message = &record.error.as_ref().expect("an error").message;
+            assert!(code(&record) != Code::PolicyForbidden && message.contains("not permitted"), "{record:?}");
+            continue;
+        }
         assert_eq!(record.state, State::Succeeded, "{id}: {record:?}");
     }
     nothing_left(&engine, &fleet, "open").await;

@@ -47,7 +47,7 @@ async fn a_boot_sweeps_what_an_earlier_boot_left_and_nothing_else() {
     let running = engine.running("a").await;
     let labels = running["Config"]["Labels"].clone();
     let left = format!("containers/{}", running["Id"].as_str().expect("an id"));
-    first.kill().await;
+    first.kill_with_children().await;
     assert!(engine.has(&left).await, "nobody else takes care of it");
 
     let name = engine.id("left");
@@ -103,7 +103,7 @@ async fn two_workers_on_one_engine_sweep_only_their_own() {
         fleet.run(&format!("one.t-{n}"), &shell_in("sleep 0.6")).await;
         assert!(engine.has(&format!("containers/{long}")).await);
     }
-    two.kill().await;
+    two.kill_with_children().await;
     fleet.run("one.after", &shell_in("sleep 1.5")).await;
     assert!(engine.has(&format!("containers/{long}")).await, "only its own worker sweeps it");
     job.open();
