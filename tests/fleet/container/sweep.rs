@@ -123,6 +123,8 @@ async fn what_was_just_made_has_a_grace() {
     labels["shoal.start"] = "zzzzzz".into();
     let young = engine.run(&engine.id("young"), labels).await;
     fleet.run("default.a", &shell_in("sleep 2")).await;
-    assert!(engine.has(&format!("containers/{young}")).await, "swept within seconds of its creation");
-    engine.remove(&format!("containers/{young}")).await;
+    let young = format!("containers/{young}");
+    assert!(engine.has(&young).await, "swept within seconds of its creation");
+    // And no longer: nothing that lives owns it.
+    gone(&engine, &young).await;
 }
