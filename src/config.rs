@@ -308,7 +308,11 @@ fn settings(command: &Command, file: &BTreeMap<String, Vec<String>>, matches: &A
         let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
         let help = help.lines().next().unwrap_or_default().to_owned();
         let flag = format!("--{}", flag(&arg).unwrap_or_default());
-        Setting { value: value.map(|value| without_secret(&value)), key, flag, variable, commands, origin, help }
+        let value = match key.ends_with("_token") {
+            true => value.map(|_| "***".to_owned()),
+            false => value.map(|value| without_secret(&value)),
+        };
+        Setting { value, key, flag, variable, commands, origin, help }
     };
     known(command).into_iter().map(setting).collect()
 }

@@ -2,6 +2,7 @@
 //!
 //! Arguments -> telemetry -> run -> exit code. stdout is data, stderr is talk.
 
+mod bench;
 mod cli;
 mod config;
 mod exit;
@@ -14,9 +15,11 @@ mod up;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    // The process runtime starts this program once more as the guard of a job: before anything else is set up.
-    if std::env::args_os().nth(1).is_some_and(|first| first == "__guard") {
-        return worker::guard_main();
+    // The runtimes start this program once more as the guards of what they run: before anything else is set up.
+    match std::env::args_os().nth(1) {
+        Some(first) if first == "__guard" => return worker::guard_main(),
+        Some(first) if first == "__container_guard" => return worker::container_guard_main(),
+        _ => {}
     }
     // Both TLS users of this program (NATS now, HTTP later) take the process's default.
     rustls::crypto::ring::default_provider().install_default().expect("nothing installed one before");
@@ -26,7 +29,7 @@ fn main() -> ExitCode {
         Err(refusal) => return refusal.print(),
     };
     telemetry::start(&invocation.cli);
-    let runtime = if invocation.cli.command.is_role() {
+    let runtime = if invocation.cli.command.needs_threads() {
         tokio::runtime::Builder::new_multi_thread().enable_all().build()
     } else {
         tokio::runtime::Builder::new_current_thread().enable_all().build()

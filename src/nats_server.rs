@@ -207,6 +207,11 @@ impl NatsServer {
         self.plan.url()
     }
 
+    /// Its process, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
     /// The first connection. Another server on the same port is told by its name.
     async fn first_answer(&mut self) -> Result<Connection, Error> {
         let settings = ConnectSettings { url: Some(self.url()), ..ConnectSettings::default() };

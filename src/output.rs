@@ -4,6 +4,7 @@ use std::fmt::{Arguments, Write as _};
 use std::io::{IsTerminal, Write};
 
 use clap::ValueEnum;
+pub use schemas::strict::did_you_mean;
 use serde::Serialize;
 
 /// How data is printed.
@@ -59,19 +60,6 @@ pub fn chain(error: &crate::cli::Error) -> String {
         let _ = write!(text, "\n  try: {hint}");
     }
     text
-}
-
-/// The sentence about an unknown name.
-pub fn did_you_mean(name: &str, known: &[&str]) -> String {
-    let nearest = known
-        .iter()
-        .map(|candidate| (strsim::damerau_levenshtein(name, candidate), *candidate))
-        .filter(|(distance, candidate)| *distance <= 1 + candidate.len() / 3)
-        .min();
-    match nearest {
-        Some((_, nearest)) => format!("did you mean `{nearest}`?"),
-        None => format!("known are {}", known.join(", ")),
-    }
 }
 
 /// Columns of text, as wide as they need to be.

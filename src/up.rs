@@ -19,6 +19,7 @@ use worker::RuntimeName;
 
 use crate::cli::dispatcher::{Duties, failed as dispatcher_failed};
 use crate::cli::global::Global;
+use crate::cli::http::Http;
 use crate::cli::stores::Stores;
 use crate::cli::worker::{Beat, Manner, default_state_dir, failed as worker_failed, listen};
 use crate::cli::{Error, dispatcher};
@@ -47,6 +48,9 @@ pub struct Up {
     /// The nats-server program [default: on PATH, else .tools/bin/nats-server here or above]
     #[arg(long, env = "SHOAL_NATS_SERVER", value_name = "FILE")]
     pub nats_server: Option<PathBuf>,
+    /// What HTTP lets in.
+    #[command(flatten)]
+    pub http_settings: Http,
     /// How the workers work.
     #[command(flatten)]
     pub manner: Manner,
@@ -169,6 +173,7 @@ pub async fn run(args: Up, global: &Global) -> Result<Exit, Error> {
         Some(http) => http,
         None => usual_or_any_http(),
     };
+    let http_settings = args.http_settings.settings(http)?;
     let program = nats_server::find(args.nats_server.as_deref())?;
     let _locked = lock(&store)?;
     let signals = listen()?;
@@ -187,6 +192,7 @@ pub async fn run(args: Up, global: &Global) -> Result<Exit, Error> {
         names,
         stores,
         http,
+        http_settings,
         reconcile_every: args.duties.reconcile_every.0,
         heartbeat: args.beat.heartbeat.0,
     };

@@ -7,6 +7,8 @@ pub mod api;
 pub mod client;
 mod fail_point;
 #[cfg(feature = "server")]
+mod micro;
+#[cfg(feature = "server")]
 pub mod reconcile;
 #[cfg(feature = "server")]
 mod server;

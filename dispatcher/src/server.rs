@@ -2,6 +2,7 @@
 //! share nothing but the server, and agree by compare-and-set.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jetstream::{Connection, Ensure, Ensured, JetStream};
@@ -10,8 +11,10 @@ use schemas::stores::StoreSettings;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+use crate::api::{self, Api, HttpSettings, Registry};
+use crate::client::Client;
 use crate::topology::{self, TopologyError};
-use crate::{api, reconcile};
+use crate::{micro, reconcile};
 
 /// Everything a dispatcher needs to know.
 #[derive(Clone, Debug)]
@@ -22,6 +25,8 @@ pub struct Config {
     pub stores: StoreSettings,
     /// Where HTTP listens; port 0 is any free one.
     pub http: SocketAddr,
+    /// What HTTP lets in.
+    pub http_settings: HttpSettings,
     /// Time between two looks at expired and lost tasks.
     pub reconcile_every: Duration,
     /// Time between two heartbeats of an agent; offline after three missed.
@@ -41,6 +46,12 @@ pub enum DispatcherError {
         address: SocketAddr,
         /// Why.
         source: std::io::Error,
+    },
+    /// HTTP would listen beyond this machine, and everybody could call.
+    #[error("HTTP listens beyond this machine ({address}) only with a token")]
+    Exposed {
+        /// Where.
+        address: SocketAddr,
     },
     /// The client is gone for good.
     #[error("the connection to NATS broke for good")]
@@ -67,7 +78,7 @@ pub async fn run(
 ) -> Result<(), DispatcherError> {
     let js = JetStream::new(connection.client.clone());
     // Listening comes first: a taken address is the likelier mistake, and costs nothing to find.
-    let listener = api::listen(config.http).await?;
+    let listener = api::listen(config.http, &config.http_settings).await?;
     for (name, ensured) in topology::ensure(&js, &config.names, &config.stores, Ensure::Upgrade).await? {
         match ensured {
             Ensured::Created => tracing::info!(store = name, "created"),
@@ -82,7 +93,11 @@ pub async fn run(
     let _stop_all = stop.clone().drop_guard();
     let health = api::Health::new(js.clone(), connection.clone(), &config.names, &config.stores);
     let address = listener.address;
-    let http = api::serve(listener, health, stop.clone());
+    let client = Client::new(connection.clone(), config.names.clone()).with_stores(config.stores.clone());
+    let registry = Arc::new(Registry::new(client.clone(), config.heartbeat * reconcile::MISSED));
+    let calls = Api::new(client, registry.clone(), health, config.http_settings.streams, stop.clone());
+    let service = micro::Service::start(calls.clone()).await;
+    let http = api::serve(listener, calls, config.http_settings, stop.clone());
     let link = connection.clone();
     let duties = reconcile::run(
         reconcile::Watch {
@@ -98,7 +113,8 @@ pub async fn run(
     let _ = ready.send(address);
     tracing::info!(http = %address, "dispatcher ready");
     let both = async {
-        tokio::try_join!(http, duties)?;
+        let served = service.run(stop.clone());
+        tokio::try_join!(http, duties, async { Ok(served.await) }, async { Ok(registry.keep(stop.clone()).await) })?;
         Ok(())
     };
     let ended = tokio::select! {

@@ -138,3 +138,22 @@ pub struct Resources {
     /// Space where work folders are.
     pub disk_bytes: u64,
 }
+
+/// What a worker has run since it began: the data of its service's endpoint `info` in `nats micro stats`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Tally {
+    /// Attempts started.
+    pub started: u64,
+    /// Tasks that succeeded.
+    pub succeeded: u64,
+    /// Tasks given up.
+    pub failed: u64,
+    /// Attempts after which another follows, handed-back ones included.
+    pub retried: u64,
+    /// Tasks stopped on request.
+    pub cancelled: u64,
+    /// Attempts whose lease was lost, and tasks that ended so.
+    pub lost: u64,
+    /// Average time of an attempt, from start to end.
+    pub average_ms: f64,
+}

@@ -110,6 +110,30 @@ codes! {
     MessageLost = "message_lost", retryable: false;
     /// Something went wrong inside Shoal; the message says what.
     Internal = "internal", retryable: true;
+    /// An argument, a header or a body of a call is not what it takes.
+    InvalidArgument = "invalid_argument", retryable: false;
+    /// There is no such task, agent, artifact or path.
+    NotFound = "not_found", retryable: false;
+    /// A short id fits several.
+    Ambiguous = "ambiguous", retryable: false;
+    /// The id is queued or running.
+    Locked = "locked", retryable: true;
+    /// What it acts on is in another state than that, or is being changed by others.
+    Conflict = "conflict", retryable: true;
+    /// The call wants a token.
+    Unauthenticated = "unauthenticated", retryable: false;
+    /// A call from this origin, or to this host name, is not allowed.
+    PermissionDenied = "permission_denied", retryable: false;
+    /// The path is there, but not for this method.
+    MethodNotAllowed = "method_not_allowed", retryable: false;
+    /// The body is of a type that the call does not read.
+    UnsupportedMediaType = "unsupported_media_type", retryable: false;
+    /// The body, or the answer, is larger than is taken.
+    TooLarge = "too_large", retryable: false;
+    /// Too many calls from this address.
+    RateLimited = "rate_limited", retryable: true;
+    /// NATS, or what is asked of it, cannot be reached now, or there is no room for more.
+    Unavailable = "unavailable", retryable: true;
 }
 
 impl std::fmt::Display for Code {

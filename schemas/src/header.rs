@@ -18,6 +18,8 @@ pub const SEQUENCE: &str = "Shoal-Sequence";
 pub const ATTEMPTS: &str = "Shoal-Attempts";
 /// On a dead letter of a message that came on a subject with no valid ids: that subject.
 pub const SUBJECT: &str = "Shoal-Subject";
+/// On an error reply of our own service: the problem as JSON, as HTTP would answer it.
+pub const PROBLEM: &str = "Shoal-Problem";
 /// W3C trace context.
 pub const TRACEPARENT: &str = "traceparent";
 

@@ -8,6 +8,7 @@ pub mod cancel;
 pub mod code;
 pub mod dead_letter;
 pub mod header;
+pub mod http;
 pub mod ids;
 pub mod names;
 pub mod quantity;

@@ -3,6 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 use crate::ids::{AgentId, InvalidId, QueueName, StartId, TaskId, TaskKey};
 
 /// The first token of every subject of one fleet.
@@ -36,7 +39,8 @@ impl FromStr for Prefix {
 }
 
 /// What an attempt writes log lines to; the last token of a log subject.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum LogSource {
     /// The workload's standard output.
     Stdout,
@@ -160,6 +164,26 @@ impl Names {
     /// Core request that a worker drain: `shoal.control.<agent>.drain`.
     pub fn drain_subject(&self, agent: &AgentId) -> String {
         format!("{}.control.{agent}.drain", self.prefix)
+    }
+
+    /// Core request for a worker's record, fresh: `shoal.control.<agent>.info`.
+    pub fn info_subject(&self, agent: &AgentId) -> String {
+        format!("{}.control.{agent}.info", self.prefix)
+    }
+
+    /// The micro service of dispatchers: one name for the fleet, any of them answers.
+    pub fn service(&self) -> String {
+        self.prefix.to_string()
+    }
+
+    /// Where that service is asked to do `verb`: `shoal.api.<verb>`.
+    pub fn api_subject(&self, verb: &str) -> String {
+        format!("{}.api.{verb}", self.prefix)
+    }
+
+    /// The micro service of workers: one name, an instance a worker.
+    pub fn worker_service(&self) -> String {
+        format!("{}-worker", self.prefix)
     }
 
     /// Stream of log lines.

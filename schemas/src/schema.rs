@@ -2,7 +2,7 @@
 
 use schemars::{Schema, schema_for};
 
-use crate::{AgentRecord, DeadLetter, QueueSettings, Task, TaskRecord, cancel};
+use crate::{AgentRecord, DeadLetter, QueueSettings, Task, TaskRecord, cancel, http};
 
 /// File name and schema of every message.
 pub fn all() -> Vec<(&'static str, Schema)> {
@@ -16,5 +16,8 @@ pub fn all() -> Vec<(&'static str, Schema)> {
         ("cancel_reply.json", schema_for!(cancel::CancelReply)),
         ("drain_request.json", schema_for!(cancel::DrainRequest)),
         ("drain_reply.json", schema_for!(cancel::DrainReply)),
+        ("agent_registration.json", schema_for!(http::AgentRegistration)),
+        ("agent_beat.json", schema_for!(http::AgentBeat)),
+        ("problem.json", schema_for!(http::Problem)),
     ]
 }

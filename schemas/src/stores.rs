@@ -84,7 +84,7 @@ pub const MAX_WAITING: u32 = 16_384;
 /// Deliveries out at once without a cap; the server's default of 1,000 would stop a fleet there.
 pub const MAX_ACK_PENDING: u32 = 100_000;
 /// The agents' registry forgets after a day.
-const AGENTS_KEPT: Duration = Duration::from_secs(86_400);
+pub const AGENTS_KEPT: Duration = Duration::from_secs(86_400);
 
 /// Configuration of one stream, as `STREAM.CREATE` takes it. Only what Shoal decides; the rest is the server's.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 use schemars::schema_for;
 use serde_json::{Map, Value};
 
+use crate::http::{AgentBeat, AgentRegistration};
 use crate::queue::QueueSettings;
 use crate::task::Task;
 
@@ -30,18 +31,24 @@ impl InvalidTask {
         Self { field: String::new(), problem }
     }
 
-    fn unknown(path: &str, name: &str, known: &[&str]) -> Self {
-        let nearest = known
-            .iter()
-            .map(|candidate| (strsim::damerau_levenshtein(name, candidate), *candidate))
-            .filter(|(distance, candidate)| *distance <= 1 + candidate.len() / 3)
-            .min();
-        let hint = match nearest {
-            Some((_, nearest)) => format!("did you mean `{nearest}`?"),
-            None => format!("known are {}", known.join(", ")),
-        };
+    /// A field that is not known, below `path`.
+    pub fn unknown(path: &str, name: &str, known: &[&str]) -> Self {
+        let hint = did_you_mean(name, known);
         let name: String = name.chars().take(64).collect();
         Self { field: join(path, &name), problem: format!("unknown field; {hint}") }
+    }
+}
+
+/// The nearest known name, or all of them.
+pub fn did_you_mean(name: &str, known: &[&str]) -> String {
+    let nearest = known
+        .iter()
+        .map(|candidate| (strsim::damerau_levenshtein(name, candidate), *candidate))
+        .filter(|(distance, candidate)| *distance <= 1 + candidate.len() / 3)
+        .min();
+    match nearest {
+        Some((_, nearest)) => format!("did you mean `{nearest}`?"),
+        None => format!("known are {}", known.join(", ")),
     }
 }
 
@@ -51,6 +58,8 @@ fn join(path: &str, name: &str) -> String {
 
 static TASK: LazyLock<Value> = LazyLock::new(|| schema_for!(Task).to_value());
 static QUEUE: LazyLock<Value> = LazyLock::new(|| schema_for!(QueueSettings).to_value());
+static REGISTRATION: LazyLock<Value> = LazyLock::new(|| schema_for!(AgentRegistration).to_value());
+static BEAT: LazyLock<Value> = LazyLock::new(|| schema_for!(AgentBeat).to_value());
 
 /// Reads a task as a submitter's: nothing unknown, nothing wrong.
 pub fn task(value: &Value) -> Result<Task, InvalidTask> {
@@ -62,6 +71,16 @@ pub fn task(value: &Value) -> Result<Task, InvalidTask> {
 /// Reads queue settings the same way.
 pub fn queue_settings(value: &Value) -> Result<QueueSettings, InvalidTask> {
     checked(&QUEUE, value)
+}
+
+/// Reads the registration of an agent the same way.
+pub fn agent_registration(value: &Value) -> Result<AgentRegistration, InvalidTask> {
+    checked(&REGISTRATION, value)
+}
+
+/// Reads a heartbeat the same way.
+pub fn agent_beat(value: &Value) -> Result<AgentBeat, InvalidTask> {
+    checked(&BEAT, value)
 }
 
 fn checked<T: serde::de::DeserializeOwned>(schema: &Value, value: &Value) -> Result<T, InvalidTask> {

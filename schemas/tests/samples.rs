@@ -7,10 +7,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use shoal_schemas::cancel::{CancelReply, CancelRequest, DrainReply, DrainRequest};
+use shoal_schemas::http::{AgentBeat, AgentRegistration, Problem};
 use shoal_schemas::{AgentRecord, DeadLetter, QueueSettings, Task, TaskRecord, schema, strict};
 
 /// The name of a message is the start of its samples' names; the longest fitting one counts.
-const MESSAGES: [&str; 9] = [
+const MESSAGES: [&str; 12] = [
     "task_record",
     "task",
     "agent_record",
@@ -20,6 +21,9 @@ const MESSAGES: [&str; 9] = [
     "cancel_reply",
     "drain_request",
     "drain_reply",
+    "agent_registration",
+    "agent_beat",
+    "problem",
 ];
 
 /// Words that are the default and so never written.
@@ -65,6 +69,9 @@ fn every_sample_reads_into_its_type_and_back_byte_for_byte() {
             "cancel_reply" => written::<CancelReply>(&name, &text),
             "drain_request" => written::<DrainRequest>(&name, &text),
             "drain_reply" => written::<DrainReply>(&name, &text),
+            "agent_registration" => written::<AgentRegistration>(&name, &text),
+            "agent_beat" => written::<AgentBeat>(&name, &text),
+            "problem" => written::<Problem>(&name, &text),
             other => panic!("say here which type {other} is"),
         };
         assert_eq!(back, text, "{name}.json is not what its type writes");

@@ -2,8 +2,8 @@
 
 use clap::Subcommand;
 use dispatcher::client::AgentView;
-use schemas::{AgentStatus, HumanDuration, Timestamp};
-use serde_json::{Value, json};
+use schemas::{AgentRecord, AgentStatus, HumanDuration, Timestamp};
+use serde_json::json;
 
 use super::{Error, Server};
 use crate::exit::{self, Exit};
@@ -51,14 +51,14 @@ pub async fn run(args: Agents, on: &Server<'_>) -> Result<Exit, Error> {
             let mut agents = client.agents().await?;
             agents.retain(|agent| status.is_none_or(|status| agent.status == status));
             match on.output() {
-                Format::Json => output::json(&agents.iter().map(agent_json).collect::<Vec<_>>()),
+                Format::Json => output::json(&agents.into_iter().map(AgentRecord::from).collect::<Vec<_>>()),
                 Format::Table => table(&agents).print(),
             }
         }
         Agents::Show { id } => {
             let agent = client.agent(&id).await?;
             match on.output() {
-                Format::Json => output::json(&agent_json(&agent)),
+                Format::Json => output::json(&AgentRecord::from(agent)),
                 Format::Table => facts(&agent).print(),
             }
         }
@@ -76,13 +76,6 @@ pub async fn run(args: Agents, on: &Server<'_>) -> Result<Exit, Error> {
         }
     }
     Ok(exit::DONE)
-}
-
-/// The record with the status as the clock judges it.
-fn agent_json(agent: &AgentView) -> Value {
-    let mut value = serde_json::to_value(&agent.record).expect("an agent is JSON");
-    value["status"] = json!(agent.status);
-    value
 }
 
 fn table(agents: &[AgentView]) -> Table {

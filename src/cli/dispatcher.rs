@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use clap::Args;
 use schemas::HumanDuration;
 
+use super::http::Http;
 use super::stores::Stores;
 use super::worker::{Beat, listen};
 use super::{Error, global};
@@ -17,6 +18,9 @@ pub struct Dispatcher {
     /// Where HTTP listens; port 0 is any free one
     #[arg(long, env = "SHOAL_HTTP", default_value_t = default_http(), value_name = "ADDR")]
     pub http: SocketAddr,
+    /// What HTTP lets in.
+    #[command(flatten)]
+    pub http_settings: Http,
     /// How it looks after things.
     #[command(flatten)]
     pub duties: Duties,
@@ -55,6 +59,7 @@ pub async fn run(args: Dispatcher, global: &global::Global) -> Result<Exit, Erro
         names: schemas::Names::new(global.prefix.clone()),
         stores: args.stores.settings()?,
         http: args.http,
+        http_settings: args.http_settings.settings(args.http)?,
         reconcile_every: args.duties.reconcile_every.0,
         heartbeat: args.beat.heartbeat.0,
     };

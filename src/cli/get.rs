@@ -35,7 +35,7 @@ pub async fn run(args: Get, on: &Server<'_>) -> Result<Exit, Error> {
         return Ok(exit::DONE);
     }
     match on.output() {
-        Format::Json => output::json(&view::shown(&view)),
+        Format::Json => output::json(&view.shown()),
         Format::Table => view::task_facts(&view).print(),
     }
     Ok(exit::DONE)

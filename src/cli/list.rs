@@ -57,11 +57,11 @@ pub async fn run(args: List, on: &Server<'_>) -> Result<Exit, Error> {
         filter.limit = left.min(PAGE);
         let page = client.list(&filter).await?;
         left = left.saturating_sub(page.tasks.len());
-        for item in &page.tasks {
+        for item in page.tasks {
             match on.output() {
-                Format::Table => table.row(view::list_row(item, now)),
+                Format::Table => table.row(view::list_row(&item, now)),
                 Format::Json => {
-                    let text = serde_json::to_string(&view::shown_item(item)).expect("a task is JSON");
+                    let text = serde_json::to_string(&item.shown()).expect("a task is JSON");
                     output::data(format!("{}{text}", if first { "[\n" } else { ",\n" }).as_bytes());
                 }
             }

@@ -1,12 +1,11 @@
 //! `shoal logs`: what a task wrote, stored and live, each stream to where it was written.
 
-use base64::Engine;
 use clap::Args;
 use dispatcher::client::{LogCursor, LogOptions};
 use futures_util::StreamExt;
 use schemas::StartId;
+use schemas::http::LogPiece;
 use schemas::names::LogSource;
-use serde_json::json;
 
 use super::run::print_chunk;
 use super::{Error, Server};
@@ -63,16 +62,8 @@ pub async fn run(args: Logs, on: &Server<'_>) -> Result<Exit, Error> {
         match on.output() {
             Format::Table => print_chunk(&chunk),
             Format::Json => {
-                let mut value = json!({
-                    "sequence": chunk.sequence, "start": chunk.start, "source": chunk.source.as_str(), "at": chunk.at,
-                });
-                match std::str::from_utf8(&chunk.bytes) {
-                    Ok(text) => value["text"] = json!(text),
-                    Err(_) => {
-                        value["base64"] = json!(base64::engine::general_purpose::STANDARD.encode(&chunk.bytes));
-                    }
-                }
-                output::line(format_args!("{value}"));
+                let piece = serde_json::to_string(&LogPiece::from(chunk)).expect("a piece of log is JSON");
+                output::line(format_args!("{piece}"));
             }
         }
     }

@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod agents;
+pub mod bench;
 pub mod cancel;
 pub mod completions;
 pub mod config;
@@ -10,6 +11,7 @@ pub mod dead;
 pub mod dispatcher;
 pub mod get;
 pub mod global;
+pub mod http;
 pub mod list;
 pub mod logs;
 pub mod queues;
@@ -89,6 +91,8 @@ pub enum Command {
     /// Set the server up
     #[command(subcommand)]
     Admin(admin::Admin),
+    /// Measure what a fleet does on this machine
+    Bench(bench::Bench),
     /// Print a completion script
     Completions(completions::Completions),
 }
@@ -97,6 +101,11 @@ impl Command {
     /// Whether it runs until it is told to stop, and tells in its log what it does.
     pub fn is_role(&self) -> bool {
         matches!(self, Self::Up(_) | Self::Worker(_) | Self::Dispatcher(_))
+    }
+
+    /// Whether it does more than wait for others.
+    pub fn needs_threads(&self) -> bool {
+        self.is_role() || matches!(self, Self::Bench(_))
     }
 }
 
@@ -122,6 +131,7 @@ pub async fn run(invocation: Invocation) -> Result<Exit, Error> {
         Command::Agents(args) => agents::run(args, &on).await,
         Command::Config(args) => Ok(config::run(&args, settings, file, global.output)),
         Command::Admin(args) => admin::run(args, &on).await,
+        Command::Bench(args) => bench::run(args, &on).await,
         Command::Completions(args) => Ok(completions::run(&args)),
     }
 }

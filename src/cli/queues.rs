@@ -5,10 +5,11 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use dispatcher::client::QueueView;
+use schemas::http::QueueInfo;
 use schemas::queue::OnDisconnect;
 use schemas::task::RetryPolicy;
 use schemas::{HumanDuration, Limit, QueueName, QueueSettings, Timestamp, strict};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::stores::Stores;
 use super::{Error, Server, submit};
@@ -142,7 +143,7 @@ pub async fn run(args: Queues, on: &Server<'_>) -> Result<Exit, Error> {
         Verb::List => {
             let queues = on.connect().await?.queues().await?;
             match on.output() {
-                Format::Json => output::json(&queues.iter().map(queue_json).collect::<Vec<_>>()),
+                Format::Json => output::json(&queues.into_iter().map(QueueInfo::from).collect::<Vec<_>>()),
                 Format::Table => table(&queues).print(),
             }
         }
@@ -192,13 +193,6 @@ fn show(queue: &QueueName, settings: &QueueSettings, on: &Server<'_>) {
             output::line(format_args!("{queue} {text}"));
         }
     }
-}
-
-fn queue_json(view: &QueueView) -> Value {
-    json!({
-        "name": view.name, "waiting": view.waiting, "in_flight": view.in_flight, "pulls": view.pulls,
-        "cap": view.cap, "paused_until": view.paused_until, "consumer": view.consumer, "settings": view.settings,
-    })
 }
 
 fn table(queues: &[QueueView]) -> Table {

@@ -1,68 +1,11 @@
-//! A task as the commands print it: the record as it stands, or what is known of one that only waits.
+//! A task as the commands print it for people.
 
-use dispatcher::client::{ListItem, Status, TaskView};
+use dispatcher::client::{ListItem, TaskView};
 use schemas::record::{Attempt, TaskResult};
-use schemas::{Outcome, QueueName, TaskId, TaskKey, TaskRecord, Timestamp};
+use schemas::{Outcome, TaskRecord, Timestamp};
 use serde::Serialize;
-use serde_json::value::RawValue;
 
 use crate::output::{self, Facts, Table, ago};
-
-/// A task as JSON: its record as the bucket holds it, or the same shape for one that only waits.
-#[derive(Clone, Debug, Serialize)]
-#[serde(untagged)]
-pub enum Shown<'a> {
-    /// There is a record of the newest run.
-    Record(&'a TaskRecord),
-    /// It only waits.
-    Queued(Box<Waiting<'a>>),
-}
-
-/// A task that only waits, in the shape of a record.
-#[derive(Clone, Debug, Serialize)]
-pub struct Waiting<'a> {
-    id: &'a TaskId,
-    queue: &'a QueueName,
-    sequence: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    submission: Option<&'a str>,
-    state: Status,
-    /// As it came, if it is JSON.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    task: Option<&'a RawValue>,
-    submitted_at: Timestamp,
-    /// The record of an earlier run of the same id.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    previous: Option<&'a TaskRecord>,
-}
-
-impl<'a> Waiting<'a> {
-    fn new(key: &'a TaskKey, sequence: u64, submitted_at: Timestamp) -> Self {
-        let (state, TaskKey { queue, id }) = (Status::Queued, key);
-        Self { id, queue, sequence, submission: None, state, task: None, submitted_at, previous: None }
-    }
-}
-
-/// One task; `None` if nothing is known of it.
-pub fn shown(view: &TaskView) -> Option<Shown<'_>> {
-    if let Some(current) = view.current() {
-        return Some(Shown::Record(&current.record));
-    }
-    let queued = view.queued.as_ref()?;
-    let mut waiting = Waiting::new(&view.key, queued.sequence, queued.submitted_at);
-    waiting.submission = queued.submission.as_deref();
-    waiting.task = serde_json::from_slice(&queued.task).ok();
-    waiting.previous = view.record.as_ref().map(|previous| &previous.record);
-    Some(Shown::Queued(Box::new(waiting)))
-}
-
-/// The same for one of many.
-pub fn shown_item(item: &ListItem) -> Shown<'_> {
-    match &item.record {
-        Some(recorded) => Shown::Record(&recorded.record),
-        None => Shown::Queued(Box::new(Waiting::new(&item.key, item.sequence, item.submitted_at))),
-    }
-}
 
 /// Everything about one task, for people.
 pub fn task_facts(view: &TaskView) -> Facts {
@@ -221,29 +164,5 @@ pub fn print_json<T: Serialize>(values: &[T], names: usize) {
         ([], 1) => {}
         ([one], 1) => output::json(one),
         (many, _) => output::json(&many),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use dispatcher::client::Queued;
-    use serde_json::{Value, json};
-
-    #[test]
-    fn a_waiting_task_has_the_shape_of_a_record() {
-        let queued = Queued {
-            sequence: 7,
-            submitted_at: Timestamp::from_millis(0),
-            task: br#"{"workload":{"kind":"call","handler":"noop"}}"#.as_slice().into(),
-            submission: Some("mine".into()),
-        };
-        let view = TaskView { key: "q.a".parse().unwrap(), record: None, revision: 0, queued: Some(queued) };
-        let value: Value = serde_json::from_str(&serde_json::to_string(&shown(&view)).unwrap()).unwrap();
-        let expected = json!({
-            "id": "a", "queue": "q", "sequence": 7, "state": "queued", "submission": "mine",
-            "task": {"workload": {"kind": "call", "handler": "noop"}}, "submitted_at": "1970-01-01T00:00:00.000Z",
-        });
-        assert_eq!(value, expected);
     }
 }

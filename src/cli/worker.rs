@@ -220,6 +220,7 @@ pub fn failed(error: ::worker::WorkerError) -> Error {
         WorkerError::Folders(_) => "remove them by hand, or name another folder with --state-dir",
         WorkerError::Stores { .. } => "make what is missing with `shoal admin apply`, then start it again",
         WorkerError::Process(_) => "leave `process` out of --runtimes, or start it where processes may be started",
+        WorkerError::Docker(_) => "leave `docker` out of --runtimes, or name the engine with --docker-host",
         WorkerError::Inbox(_) | WorkerError::Broken => "start it again, and look at the server's log",
     };
     let problem = match &error {

@@ -20,7 +20,7 @@ const LEAST_DISK: u64 = 64 << 20;
 /// An open pull says something at least every two seconds; three times that is silence.
 const FETCH_SILENCE: Duration = Duration::from_secs(6);
 /// Names of running tasks in one beat; the count is exact.
-const NAMED: usize = 64;
+pub(crate) const NAMED: usize = 64;
 
 /// What the beat is about, beside the worker itself.
 pub struct Heartbeat {
@@ -73,6 +73,7 @@ impl Heartbeat {
         });
         let record = self.record(gone, free);
         let body = serde_json::to_vec(&record).expect("a record is plain data");
+        self.worker.said.send_replace(Some(record));
         let subject = self.worker.config.names.agent_subject(&self.worker.id);
         if let Err(error) = self.worker.js.publish(subject, HeaderMap::new(), body.into()).await {
             tracing::warn!(%error, "heartbeat not stored");

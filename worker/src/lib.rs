@@ -11,6 +11,7 @@ mod folder;
 pub mod handlers;
 mod heartbeat;
 mod identity;
+pub mod image;
 mod intake;
 pub mod logs;
 pub mod nats;
@@ -20,9 +21,11 @@ mod poison;
 pub mod policy;
 mod quarantine;
 pub mod runtime;
+mod service;
 mod settle;
 mod slots;
 mod stores;
+mod tally;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -31,7 +34,6 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use jetstream::{ApiError, Connection, JetStream};
-use schemas::cancel::{DrainReply, DrainRequest};
 use schemas::{AgentId, QueueSettings};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -40,6 +42,7 @@ use tokio_util::task::TaskTracker;
 pub use config::{Config, InvalidQueues, Queues, RuntimeName};
 pub use drain::Stop;
 pub use handlers::{Call, HandlerError, Handlers};
+pub use runtime::docker::guard::container_guard_main;
 pub use runtime::process::{GuardCommand, guard_main};
 
 use crate::identity::{Identity, IdentityError};
@@ -48,8 +51,10 @@ use crate::nats::lease::Leases;
 use crate::nats::pull::Pulls;
 use crate::nats::store::Store;
 use crate::runtime::Runtime;
+use crate::runtime::docker::{self, DockerConfig, DockerRuntime, DockerRuntimeError};
 use crate::runtime::process::{ProcessConfig, ProcessRuntime, ProcessRuntimeError};
 use crate::slots::Slots;
+use crate::tally::Tally;
 use crate::worker::{GivenBack, Pulse, Queue, Running, Worker};
 
 /// Why a worker could not start.
@@ -72,6 +77,9 @@ pub enum WorkerError {
     /// A runtime that was asked for does not work here.
     #[error("the runtime `process` does not work here")]
     Process(#[from] ProcessRuntimeError),
+    /// The engine that was asked for does not work here.
+    #[error("the runtime `docker` does not work here")]
+    Docker(#[from] DockerRuntimeError),
     /// The connection is gone for good.
     #[error("the connection to NATS broke for good; nothing can be pulled any more")]
     Broken,
@@ -92,7 +100,7 @@ pub async fn run(
     folder::sweep(&config.state_dir, &identity.id).map_err(WorkerError::Folders)?;
     let js = JetStream::new(connection.client.clone());
     let queues = bind_queues(&js, &config).await?;
-    let (calls, runtimes) = allowed_runtimes(&config, &identity).await?;
+    let (calls, runtimes) = allowed_runtimes(&js, &config, &identity).await?;
     let worker = Arc::new(Worker {
         id: identity.id.clone(),
         instance: identity.instance.clone(),
@@ -109,6 +117,8 @@ pub async fn run(
         beat_soon: Notify::new(),
         given_back: GivenBack::default(),
         pulse: Pulse::default(),
+        tally: Tally::default(),
+        said: watch::Sender::new(None),
         stop_attempts: CancellationToken::new(),
         stop_now: CancellationToken::new(),
         js,
@@ -124,7 +134,7 @@ pub async fn run(
     services.spawn(follow_trouble(worker.clone(), end_services.clone()));
     services.spawn(follow_settings(worker.clone(), connection.clone(), end_services.clone()));
     let (drain_asked, drain_wish) = watch::channel(None);
-    services.spawn(listen_for_drain(worker.clone(), drain_asked, end_services.clone()));
+    services.spawn(service::run(worker.clone(), drain_asked, end_services.clone()));
     let (answered, is_ready) = watch::channel(false);
     let (say_draining, draining) = watch::channel(false);
     let beat = heartbeat::Heartbeat::new(worker.clone(), is_ready.clone(), draining);
@@ -215,7 +225,7 @@ async fn bind_queues(js: &JetStream, config: &Config) -> Result<Vec<Queue>, Work
 type Runtimes = BTreeMap<&'static str, Arc<dyn Runtime>>;
 
 /// What this worker runs: whether `call`, and which runtimes.
-async fn allowed_runtimes(config: &Config, own: &Identity) -> Result<(bool, Runtimes), WorkerError> {
+async fn allowed_runtimes(js: &JetStream, config: &Config, own: &Identity) -> Result<(bool, Runtimes), WorkerError> {
     const DEFAULT: [RuntimeName; 2] = [RuntimeName::Call, RuntimeName::Containers];
     let (mut calls, mut runtimes) = (false, Runtimes::new());
     for name in config.runtimes.as_deref().unwrap_or(&DEFAULT) {
@@ -225,7 +235,19 @@ async fn allowed_runtimes(config: &Config, own: &Identity) -> Result<(bool, Runt
                 let process = ProcessConfig { guard: config.guard.clone(), ..ProcessConfig::new(own.id.as_str()) };
                 runtimes.insert("process", Arc::new(ProcessRuntime::new(process).await?));
             }
-            RuntimeName::Docker | RuntimeName::Containers => {}
+            RuntimeName::Docker | RuntimeName::Containers => {
+                if *name == RuntimeName::Containers && !docker::found(&config.containers).await {
+                    continue;
+                }
+                let docker = DockerConfig {
+                    settings: config.containers.clone(),
+                    fleet: stores::fleet(js, config).await.map_err(WorkerError::Inbox)?,
+                    worker: own.id.clone(),
+                    instance: own.instance.clone(),
+                    guard: config.guard.clone(),
+                };
+                runtimes.insert("docker", Arc::new(DockerRuntime::new(docker).await?));
+            }
         }
     }
     Ok((calls, runtimes))
@@ -298,31 +320,5 @@ async fn follow_settings(worker: Arc<Worker>, connection: Connection, stop: Canc
                 }
             }
         }
-    }
-}
-
-/// Answers `shoal.control.<agent>.drain`.
-async fn listen_for_drain(worker: Arc<Worker>, wish: watch::Sender<Option<Duration>>, stop: CancellationToken) {
-    let subject = worker.config.names.drain_subject(&worker.id);
-    let mut requests = match worker.js.client().subscribe(subject).await {
-        Ok(requests) => requests,
-        Err(error) => return tracing::warn!(%error, "cannot be drained from afar"),
-    };
-    loop {
-        let request = tokio::select! {
-            () = stop.cancelled() => return,
-            request = requests.next() => request,
-        };
-        let Some(request) = request else { return };
-        let asked: DrainRequest = serde_json::from_slice(&request.payload).unwrap_or_default();
-        if let Some(reply) = request.reply {
-            let running = worker.running.count() as u32;
-            let body = serde_json::to_vec(&DrainReply { running }).expect("a reply is plain data");
-            if let Err(error) = worker.js.client().publish(reply, body.into()).await {
-                tracing::debug!(%error, "drain not answered");
-            }
-        }
-        let grace = asked.grace.map_or(worker.config.drain_grace, |grace| grace.0);
-        wish.send_replace(Some(grace));
     }
 }

@@ -152,7 +152,8 @@ async fn upload(worker: &Worker, work: &Work, folder: &Path, path: &str, bytes: 
     put(worker, name, bytes, &mut tokio::io::BufReader::with_capacity(256 << 10, file)).await
 }
 
-fn globs(patterns: &[String]) -> Result<GlobSet, globset::Error> {
+/// The globs of a task, as they are matched against paths below its working directory.
+pub fn globs(patterns: &[String]) -> Result<GlobSet, globset::Error> {
     let mut set = GlobSetBuilder::new();
     for pattern in patterns {
         // `*` stays within a folder, as in a shell; `**` crosses them.

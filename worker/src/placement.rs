@@ -13,10 +13,10 @@ use crate::worker::Worker;
 
 /// How long what the registry said is taken for true: a crowd of such tasks costs one look.
 const LOOK_KEPT: Duration = Duration::from_secs(2);
-/// Longest pause between two looks for a worker; also how late a new worker may find the task.
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// Shortest pause where no worker of the fleet could run it.
-const LEAST_PAUSE_ALONE: Duration = Duration::from_millis(500);
+/// Shortest and longest pause where another worker could run it: it may be busy.
+const SOMEBODY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+/// The same where none could; the longest is also how late a new worker may find the task.
+const NOBODY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 /// Most agents looked at in one page.
 const PAGE: usize = 500;
 
@@ -60,10 +60,14 @@ pub fn hindrance(worker: &Worker, workload: &Workload) -> Option<TaskError> {
     }
 }
 
-/// How long a task that nobody could start yet is put off: the longer it waits, the longer.
+/// How long a task is put off that has waited for so long: at first not at all where another worker may take it, then for
+/// as long again.
 pub fn pause(waited: Duration, somebody_can: bool) -> Duration {
-    let least = if somebody_can { Duration::ZERO } else { LEAST_PAUSE_ALONE };
-    (waited / 2).clamp(least, LONGEST_PAUSE)
+    match (waited.is_zero(), somebody_can) {
+        (true, true) => Duration::ZERO,
+        (false, true) => waited.clamp(SOMEBODY.0, SOMEBODY.1),
+        (_, false) => waited.clamp(NOBODY.0, NOBODY.1),
+    }
 }
 
 /// What the registry lately said of who runs what.
@@ -125,15 +129,17 @@ async fn look(worker: &Worker, queue: &QueueName, kind: &str) -> Result<bool, je
 mod tests {
     use super::*;
 
+    fn pauses(somebody_can: bool) -> [u128; 5] {
+        [0, 1, 1_000, 7_000, 86_400_000].map(|ms| pause(Duration::from_millis(ms), somebody_can).as_millis())
+    }
+
     #[test]
     fn a_task_is_first_offered_to_the_others_at_once_and_then_more_and_more_rarely() {
-        let pauses = [0, 1, 4, 60, 86_400].map(|waited| pause(Duration::from_secs(waited), true).as_millis());
-        assert_eq!(pauses, [0, 500, 2_000, 10_000, 10_000]);
+        assert_eq!(pauses(true), [0, 250, 1_000, 5_000, 5_000]);
     }
 
     #[test]
     fn where_nobody_can_it_is_not_asked_for_all_the_time() {
-        let pauses = [0, 1, 60].map(|waited| pause(Duration::from_secs(waited), false).as_millis());
-        assert_eq!(pauses, [500, 500, 10_000]);
+        assert_eq!(pauses(false), [500, 500, 1_000, 7_000, 10_000]);
     }
 }

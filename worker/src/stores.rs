@@ -34,3 +34,11 @@ pub async fn read_settings(js: &JetStream, config: &Config, queue: &QueueName) -
     let entry = js.last(&stream, &names.queue_subject(queue)).await?.filter(|entry| !entry.is_marker());
     Ok(entry.and_then(|entry| serde_json::from_slice(&entry.payload).ok()).unwrap_or_default())
 }
+
+/// What tells this fleet from every other one, also of the same prefix: when its tasks' stream was made. As long as that
+/// stream is there, a worker id names one worker.
+pub async fn fleet(js: &JetStream, config: &Config) -> Result<String, ApiError> {
+    let stream = config.names.tasks_stream();
+    let created = js.stream_created(&stream).await?.map_or(0, schemas::Timestamp::as_millis);
+    Ok(format!("{}-{created:x}", config.names.prefix()))
+}

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::Duration;
 
 use jetstream::JetStream;
-use schemas::{AgentId, QueueName, QueueSettings, StartId, TaskKey, Timestamp};
+use schemas::{AgentId, AgentRecord, QueueName, QueueSettings, StartId, TaskKey, Timestamp};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -17,6 +17,7 @@ use crate::nats::store::Store;
 use crate::placement::Looks;
 use crate::runtime::Runtime;
 use crate::slots::Slots;
+use crate::tally::Tally;
 
 /// One worker.
 pub struct Worker {
@@ -54,6 +55,10 @@ pub struct Worker {
     pub given_back: GivenBack,
     /// When the server last did what.
     pub pulse: Pulse,
+    /// What it has run.
+    pub tally: Tally,
+    /// What it said of itself at its last beat.
+    pub said: watch::Sender<Option<AgentRecord>>,
     /// Attempts stop and are handed back.
     pub stop_attempts: CancellationToken,
     /// The same, at once, without grace.

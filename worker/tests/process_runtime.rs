@@ -407,7 +407,7 @@ async fn waiting_and_stopping_twice_say_the_same_until_removed() {
         assert_eq!(fixture.runtime.wait(&start).await.unwrap().code, Some(5));
         fixture.stop(&start, TOO_LONG).await;
     }
-    let held = Listed { start: start.clone(), status: Status::Running };
+    let held = Listed { start: start.clone(), status: Status::Stopped };
     assert_eq!(fixture.runtime.list().await.unwrap(), [held]);
     fixture.runtime.remove(&start).await.unwrap();
     fixture.runtime.remove(&start).await.unwrap();

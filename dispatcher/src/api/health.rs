@@ -6,11 +6,14 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{Method, StatusCode};
 use jetstream::{Connection, JetStream};
+use schemars::JsonSchema;
 use schemas::Names;
 use schemas::stores::StoreSettings;
 use serde_json::{Value, json};
+
+use super::openapi::Operation;
 
 /// How long JetStream may take to answer.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -47,6 +50,28 @@ impl Health {
         }
         Ok(())
     }
+}
+
+pub(super) fn operations() -> Vec<Operation> {
+    vec![
+        Operation::new(&Method::GET, "/health/live", "live", "Whether the program's loop turns", live)
+            .answer::<HealthAnswer>(StatusCode::OK, "It lives.")
+            .open(),
+        Operation::new(&Method::GET, "/health/ready", "ready", "Whether it can do its duties", ready)
+            .answer::<HealthAnswer>(StatusCode::OK, "It can.")
+            .answer::<HealthAnswer>(StatusCode::SERVICE_UNAVAILABLE, "It cannot, and why.")
+            .open(),
+    ]
+}
+
+/// What health says, for the document.
+#[derive(JsonSchema)]
+#[allow(dead_code, reason = "only its schema is used")]
+struct HealthAnswer {
+    /// `live`, `ready` or `not_ready`.
+    status: String,
+    /// Why not.
+    reason: Option<String>,
 }
 
 /// Answering is all there is to it.

@@ -4,6 +4,7 @@
 mod agents;
 mod cancel;
 mod dead;
+pub mod documents;
 mod error;
 mod find;
 mod get;
@@ -13,6 +14,7 @@ mod queues;
 pub mod record;
 mod result;
 mod retry;
+mod shown;
 mod submit;
 mod wait;
 

@@ -49,6 +49,22 @@ impl Client {
         }
     }
 
+    /// Writes the result's bytes to `out` and returns how many; none if the task left none. What is written before an
+    /// error is not whole.
+    pub async fn result_to(
+        &self,
+        record: &TaskRecord,
+        out: &mut (impl AsyncWrite + Unpin + Send),
+    ) -> Result<u64, ClientError> {
+        if let Some(TaskResult::Object(object)) = &record.result {
+            return self.object_to(&object.name, &object.digest, out).await;
+        }
+        let bytes = self.result(record).await?.unwrap_or_default();
+        let name = format!("inline result of {}", record.key());
+        out.write_all(&bytes).await.map_err(|source| ClientError::Object { name, source: Box::new(source) })?;
+        Ok(bytes.len() as u64)
+    }
+
     /// The artifact `path` of a task: of this start, or of the newest start that has one.
     pub fn find_artifact<'a>(
         &self,

@@ -15,6 +15,8 @@ mod lost;
 mod offline;
 mod scan;
 
+pub(crate) use offline::MISSED;
+
 use std::time::Duration;
 
 use jetstream::{Connection, JetStream};

@@ -23,7 +23,7 @@ use crate::client::ClientError;
 use crate::client::record::{self, Written};
 
 /// Missed beats that make an agent offline.
-const MISSED: u32 = 3;
+pub(crate) const MISSED: u32 = 3;
 /// Entries in one read.
 const PAGE: usize = 1_000;
 

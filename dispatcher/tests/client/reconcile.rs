@@ -31,6 +31,7 @@ impl Dispatcher {
             names: schemas::Names::default(),
             stores: StoreSettings::default(),
             http: ([127, 0, 0, 1], 0).into(),
+            http_settings: Default::default(),
             reconcile_every: EVERY,
             heartbeat: BEAT,
         };
@@ -42,7 +43,7 @@ impl Dispatcher {
 
     async fn get(&self, path: &str) -> (u16, String) {
         let mut stream = tokio::net::TcpStream::connect(self.http).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut reply = String::new();
         stream.read_to_string(&mut reply).await.unwrap();

@@ -86,7 +86,10 @@ impl Runner<'_> {
                 fence.record.error = Some(error.clone());
                 (State::Lost, "after_end_record")
             }
-            Settlement::Leave => return Box::pin(self.leave(&plan, &fence)).await,
+            Settlement::Leave => {
+                self.worker.tally.lose();
+                return Box::pin(self.leave(&plan, &fence)).await;
+            }
         };
         if !state.is_terminal() {
             fence.record.ended_at = None;
@@ -99,16 +102,19 @@ impl Runner<'_> {
         let (revision, body) = match fence.write(|| !stop_now.is_cancelled()).await {
             Written::Yes { revision, body } => (revision, body),
             Written::Superseded => {
+                self.worker.tally.lose();
                 self.superseded(&plan, &fence).await;
                 return None;
             }
             Written::Ended(record) => {
+                self.worker.tally.lose();
                 self.superseded(&plan, &fence).await;
                 let revision = 0;
                 return Box::pin(self.repair(&plan.key, revision, &record)).await;
             }
             Written::GaveUp => return None,
         };
+        self.worker.tally.end(state, fence.attempt().phases.started.map_or(Duration::ZERO, |at| now.since(at)));
         fail::point(point);
         if let Settlement::Fail(error) = &settlement {
             let key = &plan.key;

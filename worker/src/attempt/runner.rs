@@ -215,6 +215,7 @@ impl Runner<'_> {
     /// Runs the workload and watches over it until it is gone.
     async fn attempt(&mut self, plan: Plan, fence: Fence) -> Option<Verdict> {
         let worker = self.worker.clone();
+        worker.tally.start();
         let activity = Activity::default();
         let exited = Arc::new(AtomicBool::new(false));
         let work = Work {

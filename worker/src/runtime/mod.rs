@@ -15,6 +15,8 @@ use tokio::sync::watch;
 
 use crate::logs::Notes;
 
+mod clock;
+pub mod docker;
 #[cfg(test)]
 pub mod fake;
 pub mod process;

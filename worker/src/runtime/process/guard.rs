@@ -13,9 +13,9 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signalfd::SignalFd;
 
-use super::clock::{self, Lease};
 use super::wire::{self, ToGuard};
 use super::{shepherd, signals, tree};
+use crate::runtime::clock::{self, Lease};
 
 /// How long shepherds may take to clean up by themselves once the worker is gone.
 const PATIENCE_NS: u64 = 5_000_000_000;

@@ -12,10 +12,10 @@ use schemas::record::Usage;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::super::{Exit, Listed, Status};
-use super::clock;
 use super::handle::Shepherd;
 use super::plan::CgroupPlan;
 use super::wire::{Ended, FromShepherd, ToShepherd, Used};
+use crate::runtime::clock;
 
 /// Wishes that may wait for one job, while it is being started.
 const WAITING_WISHES: usize = 16;

@@ -27,7 +27,6 @@
 #![cfg(target_os = "linux")]
 
 mod cgroups;
-mod clock;
 mod guard;
 mod handle;
 mod jobs;

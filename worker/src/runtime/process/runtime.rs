@@ -21,11 +21,11 @@ use tokio_util::task::TaskTracker;
 
 use super::super::{Exit, Job, Listed, Runtime, RuntimeError, StartError, Started, Surroundings};
 use super::cgroups::{Cgroups, Held};
-use super::clock::{self, Lease, memfd};
 use super::handle::{Guard, Shepherd};
 use super::jobs::{self, Jobs, Known, Wish};
 use super::wire::{FromShepherd, Run, Step, ToShepherd};
 use super::{ProcessConfig, ProcessRuntimeError};
+use crate::runtime::clock::{self, Lease, memfd};
 
 const NAME: &str = "process";
 /// Shepherds kept for the next jobs; each costs some hundred KiB.

@@ -15,10 +15,10 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signalfd::SignalFd;
 
-use super::clock::{self, Lease};
 use super::spawn::{Refusal, Spawner};
 use super::wire::{self, Ended, FromShepherd, Run, Step, ToShepherd, Used};
 use super::{signals, tree};
+use crate::runtime::clock::{self, Lease};
 
 /// Between two rounds of killing. A round is also tried whenever a child ends.
 const KILL_AGAIN_NS: u64 = 10_000_000;

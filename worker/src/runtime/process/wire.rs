@@ -10,8 +10,8 @@ use nix::sys::socket::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::clock::memfd;
 use super::plan::CgroupPlan;
+use crate::runtime::clock::memfd;
 
 /// Longest packet; what is longer travels in a memory file. Far below the default send buffer of 208 KiB.
 const LONGEST_PACKET: usize = 32 << 10;

@@ -1,0 +1,195 @@
+//! What accompanies one running container to its end: its output, its usage, its exit. Outlives outages of the engine.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bollard::container::AttachContainerResults;
+use bollard::errors::Error;
+use bollard::models::{ContainerState, ContainerStateStatusEnum};
+use bollard::query_parameters::{AttachContainerOptionsBuilder, WaitContainerOptionsBuilder};
+use futures_util::StreamExt;
+use schemas::record::Usage;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::core::Core;
+use super::engine::{Engine, PATIENCE};
+use super::jobs::{Ended, Known};
+use super::output::{Carried, Output};
+use super::refusal::{status, words};
+use super::usage;
+use crate::logs::Notes;
+use crate::runtime::Exit;
+
+/// The engine may learn of the kernel's kill a moment after the end itself.
+const OOM_IS_TOLD_WITHIN: Duration = Duration::from_millis(50);
+/// After an answer that makes no sense.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+pub(super) struct Attendant {
+    pub(super) core: Arc<Core>,
+    pub(super) known: Arc<Known>,
+    pub(super) notes: Notes,
+    /// The engine was away, and the container is still there: its output is to be had again.
+    pub(super) again: Notify,
+    /// How often the guard had killed before it; `None` where it does not kill this one.
+    pub(super) kills: Option<u64>,
+}
+
+/// Attaches to a container, created or running.
+pub(super) async fn attach(engine: &Engine, name: &str, stdin: bool) -> Result<AttachContainerResults, Error> {
+    let options = AttachContainerOptionsBuilder::default().stream(true).stdout(true).stderr(true).stdin(stdin).build();
+    engine.ask(PATIENCE, engine.docker.attach_container(name, Some(options))).await
+}
+
+impl Attendant {
+    /// To the very end. Cancel safe: what is dropped half way tells no end.
+    pub(super) async fn attend(
+        self,
+        attached: AttachContainerResults,
+        output: Output,
+        stdin: Option<String>,
+        tell: watch::Sender<Option<Ended>>,
+    ) {
+        let gone = CancellationToken::new();
+        let carrying = self.carry(attached, output, stdin, &gone);
+        tokio::pin!(carrying);
+        let mut carried = None;
+        let metering = self.known.meter.follow(&self.core.engine, &self.known.name);
+        let ending = self.end();
+        tokio::pin!(metering, ending);
+        let ended = loop {
+            tokio::select! {
+                ended = &mut ending => break ended,
+                done = &mut carrying, if carried.is_none() => carried = Some(done),
+                () = &mut metering => {}
+            }
+        };
+        tell.send_replace(Some(ended));
+        gone.cancel();
+        let carried = match carried {
+            Some(carried) => carried,
+            None => carrying.await,
+        };
+        if carried == Carried::Cut {
+            self.notes.say("the engine kept the output open after the end of the container; it was cut").await;
+        }
+    }
+
+    /// All the output there is; after an outage from then on.
+    async fn carry(
+        &self,
+        attached: AttachContainerResults,
+        mut output: Output,
+        stdin: Option<String>,
+        gone: &CancellationToken,
+    ) -> Carried {
+        let mut carried = output.carry(attached, stdin, gone).await;
+        loop {
+            tokio::select! {
+                biased;
+                () = gone.cancelled() => return carried,
+                () = self.again.notified() => {}
+            }
+            match attach(&self.core.engine, &self.known.name, false).await {
+                Ok(attached) => {
+                    self.notes.say("the engine was away; output from meanwhile may be missing").await;
+                    carried = output.carry(attached, None, gone).await;
+                }
+                Err(error) => tracing::debug!(name = self.known.name, %error, "not attached again"),
+            }
+        }
+    }
+
+    /// Waits for its exit, over every outage of the engine.
+    async fn end(&self) -> Ended {
+        let name = self.known.name.as_str();
+        let mut returns = self.core.engine.returns();
+        let mut broken: Option<SystemTime> = None;
+        loop {
+            returns.borrow_and_update();
+            let options = WaitContainerOptionsBuilder::default().condition("not-running").build();
+            let mut answers = self.core.engine.docker.wait_container(name, Some(options));
+            let waited = tokio::select! {
+                biased;
+                waited = answers.next() => waited,
+                _ = returns.changed() => None,
+            };
+            drop(answers);
+            match waited {
+                // A code other than 0 comes as an error.
+                Some(Ok(_) | Err(Error::DockerContainerWaitError { .. })) => {}
+                Some(Err(error)) if status(&error) == Some(404) => return Err("the container is gone".to_owned()),
+                Some(Err(_)) | None => {
+                    broken.get_or_insert_with(SystemTime::now);
+                }
+            }
+            let inspect = || self.core.engine.docker.inspect_container(name, None);
+            let state = match self.core.engine.insist(&self.core.closed, inspect).await {
+                // Closed: whoever waited is told by the end of the channel.
+                None => std::future::pending().await,
+                Some(Ok(found)) => found.state.unwrap_or_default(),
+                Some(Err(error)) if status(&error) == Some(404) => return Err("the container is gone".to_owned()),
+                Some(Err(error)) => {
+                    tracing::warn!(name, error = words(&error), "the engine does not tell how a container is");
+                    tokio::time::sleep(ASK_AGAIN).await;
+                    continue;
+                }
+            };
+            if matches!(state.status, Some(ContainerStateStatusEnum::REMOVING | ContainerStateStatusEnum::DEAD)) {
+                return Err("somebody else removes the container".to_owned());
+            }
+            if state.running.unwrap_or(false) {
+                // Paused counts as running, too.
+                self.again.notify_one();
+                continue;
+            }
+            if let Some(why) = self.lost(&state, broken) {
+                return Err(why);
+            }
+            return Ok(self.exit(state).await);
+        }
+    }
+
+    /// Whether the engine itself ended it. One that lets its containers live tells their exits truly.
+    fn lost(&self, state: &ContainerState, broken: Option<SystemTime>) -> Option<String> {
+        let broken = jiff::Timestamp::try_from(broken?).ok()?;
+        let finished = state.finished_at.as_deref().and_then(|at| at.parse::<jiff::Timestamp>().ok());
+        if self.core.engine.facts().live_restore || finished.is_some_and(|finished| finished < broken) {
+            return None;
+        }
+        let code = state.exit_code.unwrap_or_default();
+        Some(format!("the engine was away, and the container was ended meanwhile (exit code {code})"))
+    }
+
+    async fn exit(&self, mut state: ContainerState) -> Exit {
+        let killed = |state: &ContainerState| state.exit_code == Some(137) && state.oom_killed != Some(true);
+        if killed(&state) && !self.known.placed().stopped {
+            tokio::time::sleep(OOM_IS_TOLD_WITHIN).await;
+            let inspect = self.core.engine.docker.inspect_container(&self.known.name, None);
+            if let Ok(found) = self.core.engine.ask(PATIENCE, inspect).await {
+                state = found.state.unwrap_or(state);
+            }
+        }
+        if let Some(error) = state.error.as_deref().filter(|error| !error.is_empty()) {
+            self.notes.say(&format!("the engine says: {error}")).await;
+        }
+        let code = state.exit_code.and_then(|code| i32::try_from(code).ok());
+        let meter = &self.known.meter;
+        Exit {
+            code,
+            signal: code.and_then(signal),
+            oom: state.oom_killed.unwrap_or(false),
+            pids_exceeded: meter.pids_exceeded(),
+            not_kept_alive: state.exit_code == Some(137)
+                && !self.known.placed().stopped
+                && self.kills.is_some_and(|before| self.core.keeper.kills() > before),
+            usage: Usage { wall_ms: usage::wall_ms(&state), ..meter.usage() },
+        }
+    }
+}
+
+/// The signal that an exit code stands for.
+fn signal(code: i32) -> Option<i32> {
+    (129..=159).contains(&code).then(|| code - 128)
+}

@@ -1,0 +1,434 @@
+//! The guard of containers: a small process beside the worker. Containers live on below the engine whatever becomes of
+//! their worker; this one sees to it that they do not.
+//!
+//! ```text
+//! worker --socket-- guard --HTTP-- engine
+//!    +---lease (memory)---^
+//! ```
+//!
+//! It kills what is mortal once the lease is past, as of a worker that is frozen or has lost its server, and removes all
+//! of this life of the worker once its socket ends, which the kernel sees to in whatever way the worker dies. It speaks
+//! plain HTTP/1.0 by itself: as many megabytes as a client library would take, on every worker, for three requests.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::{ExitCode, Stdio};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use schemas::AgentId;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::process::{Child, Command};
+
+use super::labels::{FLEET, INSTANCE, MORTAL, Owner, WORKER};
+use crate::runtime::clock::{self, Lease};
+use crate::runtime::process::{GUARD_ARGUMENT, GuardCommand};
+
+/// The first argument by which the program is asked to be a guard of containers.
+pub const CONTAINER_GUARD_ARGUMENT: &str = "__container_guard";
+
+/// How long a guard may take to say that it is ready.
+const READY_WITHIN: Duration = Duration::from_secs(20);
+/// How late the end of a lease may be noticed.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Between two looks for what is mortal after the end of a lease: something may have been on its way.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// The same once nothing was found for a while.
+const LOOK_SELDOM: Duration = Duration::from_secs(30);
+/// The worker is gone and nothing was found: a request of its may still be under way inside the engine.
+const LINGER: Duration = Duration::from_secs(2);
+/// An engine that is down when the worker dies is waited for; after this the next worker's sweep is as good.
+const PATIENCE: Duration = Duration::from_secs(15 * 60);
+/// For one answer; the removal of a container that does not die takes an engine some ten seconds.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// Requests at once.
+const AT_ONCE: usize = 8;
+
+const READY: &[u8] = b"ready\n";
+const BYE: &[u8] = b"bye\n";
+
+/// The worker's end of a running guard. When it is dropped, the guard removes everything of this life of the worker.
+pub struct Guard {
+    socket: tokio::net::UnixStream,
+    child: Child,
+    lease: Lease,
+}
+
+impl Guard {
+    /// Starts one for the containers of `owner` on the engine at `host` (`unix://…`, `tcp://…`), and waits until it is
+    /// ready. It kills nothing for its lease before the first [`Guard::extend`].
+    pub async fn start(command: &GuardCommand, host: &str, owner: &Owner) -> io::Result<Self> {
+        let (lease, file) = Lease::create()?;
+        let (here, there) = UnixStream::pair()?;
+        here.set_nonblocking(true)?;
+        let args = command.args.iter().map(|argument| match argument.to_str() {
+            Some(GUARD_ARGUMENT) => OsString::from(CONTAINER_GUARD_ARGUMENT),
+            _ => argument.clone(),
+        });
+        let child = Command::new(&command.program)
+            .arg0("shoal-container-guard")
+            .args(args)
+            .env_clear()
+            .envs(std::env::vars_os().filter(|(name, _)| name == "LD_LIBRARY_PATH"))
+            .stdin(Stdio::from(OwnedFd::from(there)))
+            // It says nothing on its stdout: that is the memory it shares with us.
+            .stdout(Stdio::from(file))
+            .spawn()?;
+        let mut guard = Self { socket: tokio::net::UnixStream::from_std(here)?, child, lease };
+        let hello = Hello {
+            host: host.to_owned(),
+            fleet: owner.fleet.clone(),
+            worker: owner.worker.clone(),
+            instance: owner.instance.clone(),
+        };
+        let mut line = serde_json::to_vec(&hello)?;
+        line.push(b'\n');
+        let ready = async {
+            guard.socket.write_all(&line).await?;
+            let mut answer = [0; READY.len()];
+            guard.socket.read_exact(&mut answer).await.map(|_| answer == READY)
+        };
+        match tokio::time::timeout(READY_WITHIN, ready).await {
+            Ok(Ok(true)) => Ok(guard),
+            Ok(Ok(false)) => Err(io::ErrorKind::InvalidData.into()),
+            Ok(Err(_)) => Err(io::Error::other("it ended at once; does the program call `container_guard_main`?")),
+            Err(_) => Err(io::Error::other("it does not answer; does the program call `container_guard_main`?")),
+        }
+    }
+
+    /// Mortal containers may live until then at least.
+    pub fn extend(&self, until: Instant) {
+        self.lease.extend(clock::instant_ns(until));
+    }
+
+    /// How often it began to kill what was not kept alive. A container that was killed while this grew was killed by it.
+    pub fn kills(&self) -> u64 {
+        self.lease.ends()
+    }
+
+    /// Completes when it is gone; another must then be started, and its lease be told. Cancel safe.
+    pub async fn gone(&self) {
+        loop {
+            // It says nothing after its first word: what can be read is its end.
+            let ended = match self.socket.ready(Interest::READABLE).await {
+                Ok(_) => self.socket.try_read(&mut [0; 16]),
+                Err(error) => Err(error),
+            };
+            match ended {
+                Ok(0) => return,
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    /// Lets it go once nothing of this life of the worker is left on the engine. Bounded: an engine that is down is left
+    /// to the guard alone.
+    pub async fn end(self) {
+        let Self { mut socket, mut child, lease } = self;
+        // A guard that is gone hears nothing and need not.
+        let _ = socket.write_all(BYE).await;
+        drop(socket);
+        if let Ok(Err(error)) = tokio::time::timeout(ANSWER_WITHIN, child.wait()).await {
+            tracing::warn!(%error, "could not wait for the guard of the containers");
+        }
+        drop(lease);
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Hello {
+    host: String,
+    fleet: String,
+    worker: AgentId,
+    instance: String,
+}
+
+/// The guard's whole life. To be called first of all in `main` when the first argument is
+/// [`CONTAINER_GUARD_ARGUMENT`]: before any thread, runtime or logging exists.
+pub fn container_guard_main() -> ExitCode {
+    match Watch::begin().and_then(Watch::run) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("shoal: the guard of the containers ends: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+struct Watch {
+    socket: BufReader<UnixStream>,
+    lease: Lease,
+    engine: Engine,
+    owner: Owner,
+}
+
+impl Watch {
+    fn begin() -> io::Result<Self> {
+        // SAFETY: no memory is involved. A session of its own keeps away what is sent to the worker's whole group; what
+        // is sent to a whole control group must not end it before the worker.
+        unsafe {
+            libc::setsid();
+            for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGPIPE] {
+                libc::signal(signal, libc::SIG_IGN);
+            }
+            libc::prctl(libc::PR_SET_NAME, c"shoal-c-guard".as_ptr());
+            // Threads are few and short: no arena of their own each.
+            #[cfg(target_env = "gnu")]
+            libc::mallopt(libc::M_ARENA_MAX, 1);
+        }
+        std::env::set_current_dir("/")?;
+        let memory = io::stdout().as_fd().try_clone_to_owned()?;
+        let lease = Lease::map(&memory)?;
+        drop(memory);
+        let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+        let nothing = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
+        for fd in [0, 1] {
+            // SAFETY: both descriptors are open; stdin and stdout are nobody's.
+            if unsafe { libc::dup2(nothing.as_raw_fd(), fd) } < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        let mut socket = BufReader::new(socket);
+        let mut line = String::new();
+        socket.read_line(&mut line)?;
+        let hello: Hello = serde_json::from_str(&line)?;
+        let engine = Engine::at(&hello.host)?;
+        socket.get_mut().write_all(READY)?;
+        let owner = Owner { fleet: hello.fleet, worker: hello.worker, instance: hello.instance };
+        Ok(Self { socket, lease, engine, owner })
+    }
+
+    fn run(mut self) -> io::Result<()> {
+        // Of which end of a lease all is done that can be, and when it is looked for more.
+        let (mut ended_at, mut pause, mut next_look) = (0, LOOK_AGAIN, Instant::now());
+        loop {
+            if let Some(orderly) = self.worker_ends()? {
+                return self.clean_up(orderly);
+            }
+            let until = self.lease.until_ns();
+            if until == 0 || until > clock::now_ns() {
+                continue;
+            }
+            if ended_at != until {
+                (ended_at, pause, next_look) = (until, LOOK_AGAIN, Instant::now());
+            }
+            if next_look > Instant::now() {
+                continue;
+            }
+            match self.kill_mortal() {
+                Ok(0) => pause = (pause * 2).min(LOOK_SELDOM),
+                Ok(_) => pause = LOOK_AGAIN,
+                Err(error) => {
+                    pause = LOOK_AGAIN;
+                    eprintln!("shoal: the guard of the containers cannot kill what is not kept alive yet: {error}");
+                }
+            }
+            next_look = Instant::now() + pause;
+        }
+    }
+
+    /// Waits a little for the worker's end: whether it is an orderly one.
+    fn worker_ends(&mut self) -> io::Result<Option<bool>> {
+        let mut fds = [PollFd::new(self.socket.get_ref().as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::try_from(LOOK_EVERY).unwrap_or(PollTimeout::ZERO)) {
+            Ok(0) | Err(nix::errno::Errno::EINTR) => return Ok(None),
+            Ok(_) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let mut word = String::new();
+        // A socket that is reset is as ended as one that is closed.
+        let _ = self.socket.read_line(&mut word);
+        Ok(Some(word.as_bytes() == BYE))
+    }
+
+    /// The number of those that still ran.
+    fn kill_mortal(&self) -> io::Result<usize> {
+        let mut labels = self.labels();
+        labels.push(format!("{MORTAL}=true"));
+        let running = ["running", "paused", "restarting"].map(str::to_owned).to_vec();
+        let ids = self.engine.list("containers", HashMap::from([("label", labels), ("status", running)]))?;
+        if !ids.is_empty() {
+            // Told first: who sees a container die must find that it was us.
+            self.lease.tell_end();
+            self.engine.each(&ids, |engine, id| engine.kill(id));
+        }
+        Ok(ids.len())
+    }
+
+    /// Removes everything of this life of the worker, until there is nothing more.
+    fn clean_up(&self, orderly: bool) -> io::Result<()> {
+        let began = Instant::now();
+        let mut pause = Duration::from_millis(100);
+        let mut is_empty_since: Option<Instant> = None;
+        loop {
+            match self.remove_all() {
+                Ok(0) if orderly => return Ok(()),
+                Ok(0) => {
+                    let since = *is_empty_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() >= LINGER {
+                        return Ok(());
+                    }
+                }
+                Ok(_) => is_empty_since = None,
+                Err(error) => {
+                    is_empty_since = None;
+                    if began.elapsed() > PATIENCE {
+                        return Err(error);
+                    }
+                    pause = (pause * 2).min(Duration::from_secs(5));
+                }
+            }
+            std::thread::sleep(pause);
+        }
+    }
+
+    /// The number of what was there.
+    fn remove_all(&self) -> io::Result<usize> {
+        let filters = || HashMap::from([("label", self.labels())]);
+        let containers = self.engine.list("containers", filters())?;
+        // Dead at once, all of them; the removal takes its time.
+        self.engine.each(&containers, |engine, id| engine.kill(id));
+        self.engine.each(&containers, |engine, id| engine.remove(&format!("/containers/{id}?force=1&v=1")));
+        let networks = self.engine.list("networks", filters())?;
+        self.engine.each(&networks, |engine, id| engine.remove(&format!("/networks/{id}")));
+        let volumes = self.engine.list("volumes", filters())?;
+        self.engine.each(&volumes, |engine, name| engine.remove(&format!("/volumes/{name}")));
+        Ok(containers.len() + networks.len() + volumes.len())
+    }
+
+    fn labels(&self) -> Vec<String> {
+        let Owner { fleet, worker, instance } = &self.owner;
+        vec![format!("{FLEET}={fleet}"), format!("{WORKER}={worker}"), format!("{INSTANCE}={instance}")]
+    }
+}
+
+/// Where the engine listens.
+enum Engine {
+    Unix(std::path::PathBuf),
+    Tcp(String),
+}
+
+impl Engine {
+    fn at(host: &str) -> io::Result<Self> {
+        match host.split_once("://") {
+            Some(("unix", path)) => Ok(Self::Unix(path.into())),
+            Some(("tcp" | "http", address)) => Ok(Self::Tcp(address.trim_end_matches('/').to_owned())),
+            _ => Err(io::Error::other(format!("`{host}` is neither unix://… nor tcp://…"))),
+        }
+    }
+
+    /// Ids of what fits; names of volumes.
+    fn list(&self, kind: &str, filters: HashMap<&str, Vec<String>>) -> io::Result<Vec<String>> {
+        let filters = percent(&serde_json::to_string(&filters)?);
+        let (status, body) =
+            self.ask("GET", &format!("/{kind}?all=1&filters={filters}").replace("/containers?", "/containers/json?"))?;
+        if status != 200 {
+            return Err(io::Error::other(format!("the engine answers {status} to a list of {kind}")));
+        }
+        let (body, key): (Value, _) = match kind {
+            "volumes" => (serde_json::from_slice::<Value>(&body)?["Volumes"].take(), "Name"),
+            _ => (serde_json::from_slice(&body)?, "Id"),
+        };
+        let ids = body.as_array().into_iter().flatten().filter_map(|object| object[key].as_str());
+        Ok(ids.map(str::to_owned).collect())
+    }
+
+    /// Does it to each, several at once. What fails is found again by the next list.
+    fn each(&self, ids: &[String], act: impl Fn(&Self, &str) -> io::Result<()> + Sync) {
+        let left = Mutex::new(ids.iter());
+        let work = || {
+            while let Some(id) = left.lock().ok().and_then(|mut left| left.next()) {
+                if let Err(error) = act(self, id) {
+                    eprintln!("shoal: the guard of the containers: {id}: {error}");
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 1..ids.len().min(AT_ONCE) {
+                // Without another thread this one does it alone.
+                let _ = std::thread::Builder::new().stack_size(128 << 10).spawn_scoped(scope, work);
+            }
+            work();
+        });
+    }
+
+    fn kill(&self, id: &str) -> io::Result<()> {
+        let kill = || self.ask("POST", &format!("/containers/{id}/kill?signal=KILL"));
+        let (status, body) = kill()?;
+        match status {
+            200..=299 | 404 => Ok(()),
+            // Some engines kill nothing that is paused.
+            409 | 500 if String::from_utf8_lossy(&body).contains("paused") => {
+                self.ask("POST", &format!("/containers/{id}/unpause"))?;
+                kill().map(|_| ())
+            }
+            // It does not run.
+            409 => Ok(()),
+            status => Err(io::Error::other(format!("{status} {}", String::from_utf8_lossy(&body).trim()))),
+        }
+    }
+
+    fn remove(&self, path: &str) -> io::Result<()> {
+        match self.ask("DELETE", path)? {
+            // In use, or somebody is at it: the next list tells.
+            (200..=299 | 404 | 409, _) => Ok(()),
+            (status, body) => Err(io::Error::other(format!("{status} {}", String::from_utf8_lossy(&body).trim()))),
+        }
+    }
+
+    /// One request on a connection of its own.
+    fn ask(&self, method: &str, path: &str) -> io::Result<(u16, Vec<u8>)> {
+        let request = format!("{method} {path} HTTP/1.0\r\nHost: engine\r\nContent-Length: 0\r\n\r\n");
+        let mut answer = Vec::new();
+        match self {
+            Self::Unix(socket) => {
+                let mut stream = connect(socket)?;
+                stream.write_all(request.as_bytes())?;
+                stream.read_to_end(&mut answer)?;
+            }
+            Self::Tcp(address) => {
+                let mut stream = TcpStream::connect(address)?;
+                stream.set_read_timeout(Some(ANSWER_WITHIN))?;
+                stream.set_write_timeout(Some(ANSWER_WITHIN))?;
+                stream.write_all(request.as_bytes())?;
+                stream.read_to_end(&mut answer)?;
+            }
+        }
+        let head = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").ok_or(io::ErrorKind::UnexpectedEof)?;
+        let status = std::str::from_utf8(&answer[..head]).ok().and_then(|head| head.split(' ').nth(1)?.parse().ok());
+        let status = status.ok_or_else(|| io::Error::other("the engine does not speak HTTP"))?;
+        answer.drain(..head + 4);
+        Ok((status, answer))
+    }
+}
+
+/// With its timeouts set before: the queue of a frozen engine may be full.
+fn connect(path: &std::path::Path) -> io::Result<UnixStream> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt};
+    let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    let timeout = nix::sys::time::TimeVal::new(ANSWER_WITHIN.as_secs() as i64, 0);
+    setsockopt(&fd, sockopt::SendTimeout, &timeout)?;
+    setsockopt(&fd, sockopt::ReceiveTimeout, &timeout)?;
+    connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(UnixStream::from(fd))
+}
+
+/// For the query of a URL.
+fn percent(text: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.~".contains(&b);
+    text.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
+}

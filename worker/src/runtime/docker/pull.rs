@@ -1,0 +1,544 @@
+//! Images: looked up, and pulled once however many starts wait for one.
+//!
+//! A pull is a task of its own that lives as long as somebody waits for it. Who gives up waiting takes nothing from the
+//! others; when the last one gives up, the engine is told by the end of the connection.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use bollard::Docker;
+use bollard::errors::Error;
+use bollard::models::{CreateImageInfo, ImageInspect};
+use bollard::query_parameters::CreateImageOptions;
+use futures_util::StreamExt;
+use schemas::Code;
+use schemas::task::PullPolicy;
+use tokio::sync::{OnceCell, watch};
+use tokio::task::AbortHandle;
+
+use super::credentials::{self, Credentials};
+use super::refusal::{is_unreachable, status, words};
+use crate::image::ImageName;
+use crate::logs::Notes;
+use crate::runtime::StartError;
+
+/// Between two lines about the progress of one pull.
+const LINE_EVERY: Duration = Duration::from_secs(1);
+/// An engine that answers at all answers a small question within this.
+const ANSWER_WITHIN: Duration = Duration::from_secs(20);
+/// A pull may be silent for this long before the engine is asked whether it lives.
+const SILENCE: Duration = Duration::from_secs(20);
+
+/// The images of one engine. Cheap to clone.
+#[derive(Clone)]
+pub struct Images {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    docker: Docker,
+    runtime: &'static str,
+    credentials: Credentials,
+    /// What is being pulled now, by whole name.
+    pulls: Mutex<HashMap<String, Weak<Pull>>>,
+    /// Operating system and architecture of the engine.
+    platform: OnceCell<(String, String)>,
+}
+
+/// One image that the engine has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    /// The engine's own name for exactly this image.
+    pub id: String,
+    /// Where its command starts, unless that is the root.
+    pub working_dir: Option<String>,
+    /// Whom it runs as, unless that is the engine's default.
+    pub user: Option<String>,
+}
+
+impl Images {
+    /// Of this engine; `runtime` is the word for it in errors.
+    pub fn new(docker: Docker, runtime: &'static str) -> Self {
+        Self::with_credentials(docker, runtime, Credentials::of_this_user())
+    }
+
+    /// The same with passwords of another place.
+    pub fn with_credentials(docker: Docker, runtime: &'static str, credentials: Credentials) -> Self {
+        let docker = docker.with_request_modifier(credentials::fit_header);
+        Self {
+            inner: Arc::new(Inner { docker, runtime, credentials, pulls: Mutex::default(), platform: OnceCell::new() }),
+        }
+    }
+
+    /// Makes sure that the engine has the image, and says which one it is. Cancel safe: a pull that nobody waits for any
+    /// more is given up.
+    pub async fn ensure(&self, image: &str, policy: PullPolicy, notes: &Notes) -> Result<Image, StartError> {
+        let name = ImageName::parse(image).map_err(|why| StartError::Refused {
+            code: Code::InvalidImage,
+            message: format!("`{image}` is no image: {why}"),
+        })?;
+        let found = match policy {
+            PullPolicy::Always => None,
+            PullPolicy::IfNotPresent | PullPolicy::Never => self.inner.find(&name).await?,
+        };
+        let found = match (found, policy) {
+            (Some(found), _) => found,
+            (None, PullPolicy::Never) => {
+                let message = format!("the engine has no image `{name}`, and here it is never pulled");
+                return Err(StartError::Refused { code: Code::ImageNotFound, message });
+            }
+            (None, PullPolicy::Always | PullPolicy::IfNotPresent) => {
+                self.pull(&name, notes).await.map_err(|failed| failed.to_start_error(self.inner.runtime))?;
+                self.inner.find(&name).await?.ok_or_else(|| StartError::Refused {
+                    code: Code::ImagePullFailed,
+                    message: format!("the engine has no image `{name}` although the pull went well"),
+                })?
+            }
+        };
+        self.inner.check_platform(&name, &found, notes).await?;
+        let config = found.config.unwrap_or_default();
+        let id = found.id.filter(|id| !id.is_empty()).unwrap_or_else(|| name.to_string());
+        Ok(Image {
+            id,
+            working_dir: config.working_dir.filter(|dir| !dir.is_empty() && dir != "/"),
+            user: config.user.filter(|user| !user.is_empty()),
+        })
+    }
+
+    /// Waits for the pull that is under way, or begins one.
+    async fn pull(&self, name: &ImageName, notes: &Notes) -> Result<(), Failed> {
+        let pull = self.join(name);
+        let mut state = pull.state.clone();
+        let (mut told, mut remarks) = (String::new(), 0);
+        notes.say(&format!("pulling image {name}")).await;
+        loop {
+            let now = state.borrow_and_update().clone();
+            for remark in &now.remarks[remarks.min(now.remarks.len())..] {
+                notes.say(remark).await;
+            }
+            remarks = now.remarks.len();
+            match now.ended {
+                Some(Ok(())) => {
+                    notes.say(&format!("pulled image {name}: {}", now.summary)).await;
+                    return Ok(());
+                }
+                Some(Err(failed)) => {
+                    notes.say(&format!("image {name} is not pulled: {}", failed.message)).await;
+                    return Err(failed);
+                }
+                None => {}
+            }
+            if now.line != told {
+                notes.say(&now.line).await;
+                told = now.line;
+                // An end is told at once, progress at the pace of people.
+                let _ = tokio::time::timeout(LINE_EVERY, state.wait_for(|state| state.ended.is_some())).await;
+            } else {
+                notes.touch();
+                if state.changed().await.is_err() && state.borrow().ended.is_none() {
+                    return Err(Failed::passing(format!("the pull of `{name}` broke off inside this worker")));
+                }
+            }
+        }
+    }
+
+    fn join(&self, name: &ImageName) -> Arc<Pull> {
+        let mut pulls = self.inner.pulls();
+        pulls.retain(|_, pull| pull.strong_count() > 0);
+        let under_way = pulls.get(&name.to_string()).and_then(Weak::upgrade);
+        // One that has ended tells what the registry had before this start came.
+        if let Some(pull) = under_way.filter(|pull| pull.state.borrow().ended.is_none()) {
+            return pull;
+        }
+        let (sender, state) = watch::channel(State::default());
+        let task = tokio::spawn(run(self.inner.clone(), name.clone(), sender)).abort_handle();
+        let pull = Arc::new(Pull { state, task });
+        pulls.insert(name.to_string(), Arc::downgrade(&pull));
+        pull
+    }
+}
+
+impl Inner {
+    fn pulls(&self) -> MutexGuard<'_, HashMap<String, Weak<Pull>>> {
+        self.pulls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// By its whole name: an engine would also take a short one for the beginning of an id, past every rule about names.
+    async fn find(&self, name: &ImageName) -> Result<Option<ImageInspect>, StartError> {
+        match bounded(self.docker.inspect_image(&name.to_string())).await {
+            Ok(found) => Ok(Some(found)),
+            Err(error) if status(&error) == Some(404) => Ok(None),
+            Err(error) => Err(match is_unreachable(&error) {
+                Some(why) => StartError::Unavailable { runtime: self.runtime, why },
+                None => StartError::Failed {
+                    what: format!("the engine failed to look for the image `{name}`"),
+                    source: Some(std::io::Error::other(words(&error))),
+                },
+            }),
+        }
+    }
+
+    /// Refuses what cannot run here. Where another architecture may be emulated that is only said.
+    async fn check_platform(&self, name: &ImageName, found: &ImageInspect, notes: &Notes) -> Result<(), StartError> {
+        let of_engine = self.platform.get_or_try_init(|| async {
+            let version = bounded(self.docker.version()).await?;
+            Ok::<_, Error>((version.os.unwrap_or_default(), version.arch.unwrap_or_default()))
+        });
+        let (os, arch) = match of_engine.await {
+            Ok(platform) => platform,
+            Err(error) => {
+                let why = is_unreachable(&error).unwrap_or_else(|| words(&error));
+                return Err(StartError::Unavailable { runtime: self.runtime, why });
+            }
+        };
+        let image_os = found.os.as_deref().unwrap_or_default();
+        let image_arch = found.architecture.as_deref().unwrap_or_default();
+        let differs =
+            |of_image: &str, of_engine: &str| !of_image.is_empty() && !of_engine.is_empty() && of_image != of_engine;
+        let told = format!("the image `{name}` is for {image_os}/{image_arch} and this engine is {os}/{arch}");
+        if differs(image_os, os) || (differs(image_arch, arch) && !runs_on(image_arch, arch)) {
+            return Err(StartError::Refused { code: Code::InvalidImage, message: told });
+        }
+        if differs(image_arch, arch) {
+            notes.say(&format!("warning: {told}; it runs emulated, if at all")).await;
+        }
+        Ok(())
+    }
+
+    /// Whether the engine is there after all when a pull is silent: then it is the registry that is slow.
+    async fn answers(&self) -> bool {
+        for _ in 0..2 {
+            if let Ok(Ok(_)) = tokio::time::timeout(ANSWER_WITHIN / 4, self.docker.ping()).await {
+                return true;
+            }
+        }
+        false
+    }
+}
+
+/// Whether the engine's machine may run it although it is made for another one.
+fn runs_on(image: &str, engine: &str) -> bool {
+    // An engine elsewhere than on Linux is in a machine of its own that mostly emulates.
+    matches!((image, engine), ("386", "amd64") | ("arm", "arm64")) || !cfg!(target_os = "linux") || is_emulated(image)
+}
+
+/// Whether this machine's kernel hands programs of that architecture to an emulator.
+fn is_emulated(arch: &str) -> bool {
+    let word = match arch {
+        "amd64" => "x86_64",
+        "arm64" => "aarch64",
+        "386" => "i386",
+        "ppc64le" | "s390x" | "riscv64" | "arm" | "mips64le" | "loong64" => arch,
+        _ => return false,
+    };
+    let word = if word == "mips64le" {
+        "mips64el"
+    } else if word == "loong64" {
+        "loongarch64"
+    } else {
+        word
+    };
+    ["qemu-", "", "rosetta-"].iter().any(|prefix| {
+        let entry = format!("/proc/sys/fs/binfmt_misc/{prefix}{word}");
+        std::fs::read_to_string(entry).is_ok_and(|text| text.starts_with("enabled"))
+    })
+}
+
+async fn bounded<T>(request: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    tokio::time::timeout(ANSWER_WITHIN, request).await.unwrap_or(Err(Error::RequestTimeoutError))
+}
+
+/// A pull under way, held by those who wait for it.
+struct Pull {
+    state: watch::Receiver<State>,
+    task: AbortHandle,
+}
+
+impl Drop for Pull {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+#[derive(Clone, Default)]
+struct State {
+    /// How far it is.
+    line: String,
+    /// What is to be known beside.
+    remarks: Vec<String>,
+    /// Of a pull that went well.
+    summary: String,
+    ended: Option<Result<(), Failed>>,
+}
+
+/// Why an image is not there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Failed {
+    /// `None`: the engine does not answer.
+    code: Option<Code>,
+    message: String,
+}
+
+impl Failed {
+    fn passing(message: String) -> Self {
+        Self { code: Some(Code::ImagePullFailed), message }
+    }
+
+    fn to_start_error(&self, runtime: &'static str) -> StartError {
+        match self.code {
+            Some(code) => StartError::Refused { code, message: self.message.clone() },
+            None => StartError::Unavailable { runtime, why: self.message.clone() },
+        }
+    }
+}
+
+/// One pull, to its end.
+async fn run(inner: Arc<Inner>, name: ImageName, state: watch::Sender<State>) {
+    let began = Instant::now();
+    let mut layers = Layers::default();
+    let ended = pull(&inner, &name, &state, &mut layers).await;
+    state.send_modify(|state| {
+        state.summary = format!("{} in {:.1} s", layers.summary(), began.elapsed().as_secs_f64());
+        state.ended = Some(ended);
+    });
+}
+
+async fn pull(
+    inner: &Inner,
+    name: &ImageName,
+    state: &watch::Sender<State>,
+    layers: &mut Layers,
+) -> Result<(), Failed> {
+    let found = inner.credentials.find(name.registry()).await;
+    state.send_modify(|state| state.remarks.extend(found.remark));
+    let options = CreateImageOptions {
+        from_image: Some(name.repository()),
+        tag: Some(name.pick().to_owned()),
+        ..CreateImageOptions::default()
+    };
+    let mut progress = std::pin::pin!(inner.docker.create_image(Some(options), None, found.credentials));
+    loop {
+        let Ok(item) = tokio::time::timeout(SILENCE, progress.next()).await else {
+            if inner.answers().await {
+                continue;
+            }
+            return Err(Failed { code: None, message: "it went silent in the middle of a pull".to_owned() });
+        };
+        match item {
+            None => return Ok(()),
+            Some(Ok(info)) if tells_nothing(&info) => {
+                // Older engines and Podman put the error where no field for it is known.
+                return Err(Failed::passing(format!(
+                    "the engine reports an error that it does not explain, for `{name}`"
+                )));
+            }
+            Some(Ok(info)) => {
+                if let Some(detail) = &info.error_detail {
+                    let words = detail.message.clone().unwrap_or_else(|| format!("error {:?}", detail.code));
+                    return Err(classified(name, None, &words));
+                }
+                layers.take(&info);
+                let line = format!("pulling image {name}: {}", layers.summary());
+                state.send_if_modified(|state| std::mem::replace(&mut state.line, line.clone()) != line);
+            }
+            Some(Err(Error::RequestTimeoutError)) if inner.answers().await => {
+                return Err(Failed::passing(format!("the registry of `{name}` does not answer in time")));
+            }
+            Some(Err(error)) => {
+                return Err(match is_unreachable(&error) {
+                    Some(message) => Failed { code: None, message },
+                    None => classified(name, status(&error), &words(&error)),
+                });
+            }
+        }
+    }
+}
+
+fn tells_nothing(info: &CreateImageInfo) -> bool {
+    *info == CreateImageInfo::default()
+}
+
+/// By the words of the engine, which quotes the registry's; what no phrase matches may pass.
+fn classified(name: &ImageName, status: Option<u16>, words: &str) -> Failed {
+    let text = words.to_lowercase();
+    let has = |phrases: &[&str]| phrases.iter().any(|phrase| text.contains(phrase));
+    let code = if has(&[
+        "no such host",
+        "timeout",
+        "timed out",
+        "deadline exceeded",
+        "connection refused",
+        "connection reset",
+        "eof",
+        "toomanyrequests",
+        "too many requests",
+        "rate limit",
+        "verification failed",
+        "does not match digest",
+        "failed precondition",
+        "blob unknown",
+        "unknown blob",
+        "no space left",
+        "context canceled",
+    ]) {
+        Code::ImagePullFailed
+    } else if has(&[
+        "invalid reference format",
+        "invalid digest",
+        "invalid checksum digest",
+        "unsupported digest",
+        "no matching manifest",
+        "no match for platform",
+        "does not match the specified platform",
+        "operating system cannot be used",
+        "unsupported manifest",
+        "unsupported media type",
+        "unsupported schema",
+        "repository name must be",
+        "cannot specify 64-byte hexadecimal",
+        "encountered remote \"application",
+        "must be lowercase",
+    ]) {
+        Code::InvalidImage
+    } else if has(&[
+        "manifest unknown",
+        "name unknown",
+        "name_unknown",
+        "manifest_unknown",
+        "pull access denied",
+        "unauthorized",
+        "authentication required",
+        "no basic auth credentials",
+        "incorrect username or password",
+        "denied:",
+        "access denied",
+        "access to the resource is denied",
+        "http 404",
+        "http 403",
+        "http 401",
+        "404 not found",
+        "403 forbidden",
+        "401 unauthorized",
+        "not found",
+        "no such image",
+    ]) || status == Some(404)
+    {
+        Code::ImageNotFound
+    } else {
+        Code::ImagePullFailed
+    };
+    Failed { code: Some(code), message: format!("the image `{name}` cannot be pulled: {words}") }
+}
+
+/// How far each layer is.
+#[derive(Default)]
+struct Layers {
+    all: BTreeMap<String, Layer>,
+}
+
+#[derive(Default)]
+struct Layer {
+    done: bool,
+    bytes: i64,
+    of: i64,
+}
+
+impl Layers {
+    fn take(&mut self, info: &CreateImageInfo) {
+        let (Some(id), Some(status)) = (&info.id, info.status.as_deref()) else { return };
+        let detail =
+            info.progress_detail.as_ref().map(|detail| (detail.current.unwrap_or(0), detail.total.unwrap_or(0)));
+        let layer = match status {
+            "Pulling fs layer" | "Waiting" | "Verifying Checksum" => self.all.entry(id.clone()).or_default(),
+            "Downloading" => {
+                let layer = self.all.entry(id.clone()).or_default();
+                let (bytes, of) = detail.unwrap_or_default();
+                (layer.bytes, layer.of) = (bytes.max(layer.bytes), of.max(layer.of));
+                layer
+            }
+            "Download complete" | "Extracting" | "Pull complete" | "Already exists" => {
+                let layer = self.all.entry(id.clone()).or_default();
+                layer.bytes = layer.of;
+                layer
+            }
+            // `latest: Pulling from …` and what engines may say one day are no layers.
+            _ => return,
+        };
+        layer.done |= matches!(status, "Pull complete" | "Already exists");
+    }
+
+    fn summary(&self) -> String {
+        let done = self.all.values().filter(|layer| layer.done).count();
+        let sum = |part: fn(&Layer) -> i64| self.all.values().map(part).sum::<i64>() as f64 / f64::from(1 << 20);
+        let (bytes, of) = (sum(|layer| layer.bytes), sum(|layer| layer.of));
+        format!("{done} of {} layers, {bytes:.1} of {of:.1} MiB", self.all.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[rustfmt::skip]
+    fn the_words_of_a_pull_tell_whether_it_may_go_well_later() {
+        use Code::{ImageNotFound, ImagePullFailed, InvalidImage};
+        let name = ImageName::parse("registry.example/a:1").unwrap();
+        for (status, words, expected) in [
+            (404, "manifest for registry.example/a:1 not found: manifest unknown: manifest unknown", ImageNotFound),
+            (404, "pull access denied for a, repository does not exist or may require 'docker login': denied: requested access to the resource is denied", ImageNotFound),
+            (404, "registry.example/a:1: not found", ImageNotFound),
+            (404, "repository registry.example/a not found: name unknown: repository name not known to registry", ImageNotFound),
+            (500, "Head \"https://registry.example/v2/a/manifests/1\": unauthorized: authentication required", ImageNotFound),
+            (500, "Head \"http://127.0.0.1:1/v2/a/manifests/1\": no basic auth credentials", ImageNotFound),
+            (500, "failed to resolve reference \"registry.example/a:1\": pull access denied, repository does not exist or may require authorization", ImageNotFound),
+            (404, "", ImageNotFound),
+            (404, "no matching manifest for linux/amd64 in the manifest list entries", InvalidImage),
+            (0, "no matching manifest for linux/amd64 in the manifest list entries", InvalidImage),
+            (400, "invalid reference format: repository name must be lowercase", InvalidImage),
+            (500, "image operating system \"windows\" cannot be used on this platform", InvalidImage),
+            (500, "Get \"https://registry.example/v2/\": dial tcp: lookup registry.example: no such host", ImagePullFailed),
+            (500, "Get \"https://registry.example/v2/\": dial tcp 127.0.0.1:1: connect: connection refused", ImagePullFailed),
+            (500, "Get \"https://registry.example/v2/\": net/http: request canceled while waiting for connection (Client.Timeout exceeded while awaiting headers)", ImagePullFailed),
+            (500, "Get \"https://registry.example/v2/\": net/http: TLS handshake timeout", ImagePullFailed),
+            (500, "received unexpected HTTP status: 503 Service Unavailable", ImagePullFailed),
+            (500, "toomanyrequests: You have reached your pull rate limit.", ImagePullFailed),
+            (0, "filesystem layer verification failed for digest sha256:abc", ImagePullFailed),
+            (0, "unexpected EOF", ImagePullFailed),
+            (0, "error pulling image configuration: image config verification failed for digest sha256:abc", ImagePullFailed),
+            (0, "write /var/lib/docker/tmp/x: no space left on device", ImagePullFailed),
+            (500, "x509: certificate signed by unknown authority", ImagePullFailed),
+            (500, "something nobody has seen yet", ImagePullFailed),
+        ] {
+            let status = Some(status).filter(|status| *status != 0);
+            assert_eq!(classified(&name, status, words).code, Some(expected), "{words}");
+        }
+    }
+
+    #[test]
+    fn layers_are_counted_by_what_is_told_of_them() {
+        let mut layers = Layers::default();
+        let mut tell = |id: &str, status: &str, bytes: Option<(i64, i64)>| {
+            let json = serde_json::json!({
+                "id": id, "status": status,
+                "progressDetail": bytes.map(|(current, total)| serde_json::json!({"current": current, "total": total})),
+            });
+            layers.take(&serde_json::from_value(json).unwrap());
+            layers.summary()
+        };
+        assert_eq!(tell("latest", "Pulling from library/alpine", None), "0 of 0 layers, 0.0 of 0.0 MiB");
+        assert_eq!(tell("a", "Pulling fs layer", None), "0 of 1 layers, 0.0 of 0.0 MiB");
+        assert_eq!(tell("b", "Already exists", None), "1 of 2 layers, 0.0 of 0.0 MiB");
+        assert_eq!(tell("a", "Downloading", Some((1 << 20, 4 << 20))), "1 of 2 layers, 1.0 of 4.0 MiB");
+        assert_eq!(tell("a", "Download complete", None), "1 of 2 layers, 4.0 of 4.0 MiB");
+        assert_eq!(tell("a", "Extracting", Some((1, 4 << 20))), "1 of 2 layers, 4.0 of 4.0 MiB");
+        assert_eq!(tell("a", "Pull complete", None), "2 of 2 layers, 4.0 of 4.0 MiB");
+    }
+
+    #[test]
+    fn other_architectures_run_where_machines_run_them() {
+        assert!(runs_on("386", "amd64") && runs_on("arm", "arm64"));
+        assert!(!cfg!(target_os = "linux") || !runs_on("no-such-architecture", "amd64"));
+    }
+}

@@ -1,0 +1,134 @@
+//! What nobody owns any more is removed: what an earlier life of this worker left, and what this one lost sight of.
+//!
+//! Only labels count, and all of an owner's: what belongs to another fleet, another worker or to nobody stays.
+
+use std::collections::HashMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bollard::Docker;
+use bollard::errors::Error;
+use bollard::query_parameters::{
+    ListContainersOptions, ListNetworksOptions, ListVolumesOptions, RemoveContainerOptions, RemoveVolumeOptions,
+};
+use futures_util::StreamExt;
+use schemas::StartId;
+
+use super::labels::{self, Owner};
+use super::refusal::{is_unreachable, status, words};
+
+/// Removals at once: engines do them side by side, but not by the hundred.
+const AT_ONCE: usize = 8;
+
+/// How much one sweep removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Containers, with their anonymous volumes.
+    pub containers: usize,
+    /// Networks.
+    pub networks: usize,
+    /// Named volumes.
+    pub volumes: usize,
+    /// What the engine would not remove; the next sweep tries again.
+    pub refused: usize,
+}
+
+impl Swept {
+    /// Whether there was nothing to do.
+    pub fn is_nothing(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Removes every object of this worker that no start owns: all of its earlier lives, and of this life what runs a task
+/// that is not `live` and is older than `grace`. May be done again at any time, and beside another sweep.
+pub async fn sweep(
+    docker: &Docker,
+    owner: &Owner,
+    live: &(dyn Fn(&StartId) -> bool + Sync),
+    grace: Duration,
+) -> Result<Swept, Error> {
+    let filters = Some(owner.filters());
+    let is_left = |labels: &HashMap<String, String>, created: Option<i64>| is_left(owner, live, grace, labels, created);
+    let mut swept = Swept::default();
+
+    let list = ListContainersOptions { all: true, filters: filters.clone(), ..ListContainersOptions::default() };
+    let containers = docker.list_containers(Some(list)).await?.into_iter();
+    let left = containers.filter(|it| it.labels.as_ref().is_some_and(|labels| is_left(labels, it.created)));
+    let force = RemoveContainerOptions { force: true, v: true, ..RemoveContainerOptions::default() };
+    let removals = left.filter_map(|it| it.id).map(|id| {
+        let force = force.clone();
+        async move { docker.remove_container(&id, Some(force)).await }
+    });
+    swept.containers = remove(removals, &mut swept.refused).await?;
+
+    // Behind the containers, which hold them.
+    let list = ListNetworksOptions { filters: filters.clone() };
+    let networks = docker.list_networks(Some(list)).await?.into_iter();
+    let left = networks.filter(|it| it.labels.as_ref().is_some_and(|labels| is_left(labels, seconds(&it.created))));
+    let removals = left.filter_map(|it| it.id).map(|id| async move { docker.remove_network(&id).await });
+    swept.networks = remove(removals, &mut swept.refused).await?;
+
+    let volumes = docker.list_volumes(Some(ListVolumesOptions { filters })).await?.volumes.into_iter().flatten();
+    let left = volumes.filter(|it| is_left(&it.labels, seconds(&it.created_at)));
+    let removals = left.map(|it| async move { docker.remove_volume(&it.name, None::<RemoveVolumeOptions>).await });
+    swept.volumes = remove(removals, &mut swept.refused).await?;
+    Ok(swept)
+}
+
+/// Whether nobody owns an object with these labels, made at `created` (seconds since 1970). Pure but for the clock.
+fn is_left(
+    owner: &Owner,
+    live: &(dyn Fn(&StartId) -> bool + Sync),
+    grace: Duration,
+    labels: &HashMap<String, String>,
+    created: Option<i64>,
+) -> bool {
+    if !owner.owns(labels) {
+        return false;
+    }
+    if !owner.is_of_this_life(labels) {
+        return true;
+    }
+    let is_task = labels.get(labels::KIND).is_some_and(|kind| kind == labels::TASK_KIND);
+    let start = labels.get(labels::START).and_then(|start| StartId::new(start).ok());
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    // Of what tells no age, nothing is known to be old.
+    let age = created
+        .and_then(|created| u64::try_from(created).ok())
+        .map(|made| now.saturating_sub(Duration::from_secs(made)));
+    is_task && !start.is_some_and(|start| live(&start)) && age.is_some_and(|age| age >= grace)
+}
+
+/// The number of those that went well. What is gone already, or on its way, is as good.
+async fn remove(
+    removals: impl Iterator<Item = impl Future<Output = Result<(), Error>>>,
+    refused: &mut usize,
+) -> Result<usize, Error> {
+    let mut ended = futures_util::stream::iter(removals).buffer_unordered(AT_ONCE);
+    let mut removed = 0;
+    while let Some(end) = ended.next().await {
+        match end {
+            Ok(()) => removed += 1,
+            Err(error) if is_gone(&error) => {}
+            Err(error) if is_unreachable(&error).is_some() => return Err(error),
+            Err(error) => {
+                *refused += 1;
+                tracing::warn!(error = words(&error), "the engine does not remove what nobody owns; tried again later");
+            }
+        }
+    }
+    Ok(removed)
+}
+
+/// Whether a removal failed only because there is nothing to remove, or somebody is at it.
+pub fn is_gone(error: &Error) -> bool {
+    match status(error) {
+        Some(404) => true,
+        Some(409) => words(error).contains("already in progress"),
+        _ => false,
+    }
+}
+
+fn seconds(created: &Option<String>) -> Option<i64> {
+    created.as_deref()?.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_second)
+}

@@ -1,0 +1,123 @@
+//! A worker as a NATS service, seen by `nats micro ls`: who it is, what it runs and has run; and how it is told to leave.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::service::error::Error as ServiceError;
+use async_nats::service::{Request, Service, ServiceExt};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use schemas::AgentRecord;
+use schemas::cancel::{DrainReply, DrainRequest};
+use serde::Serialize;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::worker::Worker;
+
+/// What it is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verb {
+    /// Take nothing new, finish or hand back, leave: `shoal.control.<agent>.drain`.
+    Drain,
+    /// Its record, as it stands now: `shoal.control.<agent>.info`.
+    Info,
+}
+
+/// The endpoint that bears the counts.
+const INFO: &str = "info";
+
+/// Answers until `stop`; a wish to drain is told by `wish`.
+pub async fn run(worker: Arc<Worker>, wish: watch::Sender<Option<Duration>>, stop: CancellationToken) {
+    let (service, mut requests) = match start(&worker).await {
+        Ok(started) => started,
+        Err(error) => return tracing::warn!(%error, "no NATS service: it cannot be drained from afar"),
+    };
+    loop {
+        let (verb, request) = tokio::select! {
+            () = stop.cancelled() => break,
+            request = requests.next() => match request {
+                Some(request) => request,
+                None => break,
+            },
+        };
+        let answer = match verb {
+            Verb::Drain => drain(&worker, &request, &wish),
+            Verb::Info => info(&worker),
+        };
+        if let Err(error) = request.respond(answer).await {
+            tracing::debug!(?verb, %error, "not answered");
+        }
+    }
+    if let Err(error) = service.stop().await {
+        tracing::debug!(%error, "the NATS service did not end well");
+    }
+}
+
+type Requests = BoxStream<'static, (Verb, Request)>;
+
+async fn start(worker: &Arc<Worker>) -> Result<(Service, Requests), async_nats::Error> {
+    let names = &worker.config.names;
+    let counted = worker.clone();
+    let service = worker
+        .js
+        .client()
+        .service_builder()
+        .description("Shoal: a worker")
+        .metadata(metadata(worker))
+        .stats_handler(move |endpoint, _| match endpoint.as_str() {
+            INFO => serde_json::to_value(counted.tally.counts()).unwrap_or_default(),
+            _ => serde_json::Value::Null,
+        })
+        .start(names.worker_service(), env!("CARGO_PKG_VERSION"))
+        .await?;
+    let drain = service.endpoint_builder().name("drain").add(names.drain_subject(&worker.id)).await?;
+    let info = service.endpoint_builder().name(INFO).add(names.info_subject(&worker.id)).await?;
+    let drain = drain.map(|request| (Verb::Drain, request)).boxed();
+    let requests = futures_util::stream::select(drain, info.map(|request| (Verb::Info, request)));
+    Ok((service, requests.boxed()))
+}
+
+fn metadata(worker: &Worker) -> HashMap<String, String> {
+    let queues: Vec<&str> = worker.queues.iter().map(|queue| queue.name.as_str()).collect();
+    let calls = worker.calls.then_some("call");
+    let runtimes: Vec<&str> = calls.into_iter().chain(worker.runtimes.keys().copied()).collect();
+    [
+        ("worker", worker.id.to_string()),
+        ("instance", worker.instance.clone()),
+        ("queues", queues.join(",")),
+        ("runtimes", runtimes.join(",")),
+        ("slots", worker.slots.total().to_string()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into()
+}
+
+fn drain(worker: &Worker, request: &Request, wish: &watch::Sender<Option<Duration>>) -> Result<Bytes, ServiceError> {
+    let body = &request.message.payload;
+    let asked = match body.is_empty() {
+        true => DrainRequest::default(),
+        false => serde_json::from_slice(body).map_err(|error| ServiceError { status: error.to_string(), code: 400 })?,
+    };
+    wish.send_replace(Some(asked.grace.map_or(worker.config.drain_grace, |grace| grace.0)));
+    json(&DrainReply { running: worker.running.count() as u32 })
+}
+
+/// What it said at its last beat, with what changes in between as it is now.
+fn info(worker: &Worker) -> Result<Bytes, ServiceError> {
+    let said = worker.said.borrow().clone();
+    let record = said.ok_or_else(|| ServiceError { status: "it has not beaten yet".into(), code: 503 })?;
+    json(&AgentRecord {
+        running: worker.running.names(crate::heartbeat::NAMED),
+        running_count: worker.running.count() as u32,
+        last_fetch: worker.pulse.last_fetch(),
+        last_ack: worker.pulse.last_ack(),
+        ..record
+    })
+}
+
+fn json(value: &impl Serialize) -> Result<Bytes, ServiceError> {
+    Ok(serde_json::to_vec(value).expect("our own types are JSON").into())
+}
