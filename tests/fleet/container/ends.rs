@@ -15,7 +15,10 @@ async fn every_way_to_end_has_its_own_reason() {
     let fleet = Fleet::start().await;
     let worker = engine.worker(&fleet, "w").slots(4).start().await;
     let bad_digest = format!("{IMAGE}@sha256:1234");
-    let bomb = "i=0; while [ $i -lt 200 ]; do sleep 600 & i=$((i+1)); done; wait";
+    // The shell around it lives on for a moment, without a further process: what fails at once may be over before
+    // anybody could see the bound that it ran into.
+    let bomb = "(i=0; while [ $i -lt 200 ]; do sleep 600 & i=$((i+1)); done); \
+                i=0; while [ $i -lt 1000000 ]; do i=$((i+1)); done; exit 2";
     let hog = "head -c 400000000 /dev/zero | tail > /dev/null";
     // Task, code, exit code, signal, outcome.
     let table = [
