@@ -12,6 +12,7 @@ demo:
 # nextest runs each test in a process of its own and stops one that hangs; without it `cargo test` runs the same tests.
 test:
 	scripts/setup tests
+	scripts/engine
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then set -x; \
 	    $(CARGO) nextest run --workspace --features fail-points && \
 	    $(CARGO) test --workspace --features fail-points --doc; \

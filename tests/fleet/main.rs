@@ -6,8 +6,10 @@ mod bench;
 mod bulk;
 mod cancel;
 mod cli;
+mod container;
 mod cordon;
 mod drain;
+mod examples;
 mod explain;
 #[cfg(feature = "fail-points")]
 mod failpoints;

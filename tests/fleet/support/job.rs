@@ -1,10 +1,12 @@
 //! Tasks as JSON, and jobs that leave traces: which starts there were, what still runs.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
+use super::engine::IMAGE;
 use super::eventually;
 use super::system::{marked_processes, random_word};
 
@@ -28,10 +30,22 @@ pub fn shell(script: &str) -> Value {
     process(&["sh", "-c", script])
 }
 
+/// One program with its arguments in a container of `image`.
+pub fn container(image: &str, command: &[&str]) -> Value {
+    json!({"workload": {"kind": "container", "image": image, "command": command}})
+}
+
+/// One shell script in a container of [`IMAGE`].
+pub fn shell_in(script: &str) -> Value {
+    container(IMAGE, &["sh", "-c", script])
+}
+
 /// Adds fields to a task.
 pub trait With {
     /// The same with `field` set.
     fn with(self, field: &str, value: impl Into<Value>) -> Self;
+    /// The same with `field` of its workload set.
+    fn workload(self, field: &str, value: impl Into<Value>) -> Self;
     /// The same with up to `attempts` attempts, each pause exactly `pause`.
     fn retried(self, attempts: u32, pause: &str) -> Self;
 }
@@ -39,6 +53,11 @@ pub trait With {
 impl With for Value {
     fn with(mut self, field: &str, value: impl Into<Value>) -> Self {
         self[field] = value.into();
+        self
+    }
+
+    fn workload(mut self, field: &str, value: impl Into<Value>) -> Self {
+        self["workload"][field] = value.into();
         self
     }
 
@@ -60,6 +79,8 @@ impl Job {
         let mark = format!("mark-{}", random_word());
         let folder = parent.join(&mark);
         fs::create_dir_all(&folder).expect("a folder for the job");
+        // Root of a container without any capability is an other as any.
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o777)).expect("it is ours");
         Self { folder, mark }
     }
 
@@ -67,6 +88,18 @@ impl Job {
     pub fn script(&self, script: &str) -> Value {
         let script = format!("D='{}'\necho \"$$ $SHOAL_TASK_ATTEMPT\" >> $D/starts\n{script}", self.folder.display());
         json!({"workload": {"kind": "process", "command": ["sh", "-c", script], "env": {"MARK": self.mark}}})
+    }
+
+    /// The same in a container, which has the job's folder as `/job`.
+    pub fn contained(&self, script: &str) -> Value {
+        let script = format!("D=/job\necho \"$$ $SHOAL_TASK_ATTEMPT\" >> $D/starts\n{script}");
+        let mount = json!({"source": self.folder.display().to_string(), "target": "/job", "read_only": false});
+        shell_in(&script).workload("env", json!({"MARK": self.mark})).workload("mounts", json!([mount]))
+    }
+
+    /// The same in a container, which first waits until [`Job::open`].
+    pub fn gated_contained(&self, then: &str) -> Value {
+        self.contained(&format!("while [ ! -e $D/open ]; do sleep 0.05; done\n{then}"))
     }
 
     /// The same, which first waits until [`Job::open`].

@@ -5,26 +5,36 @@
 
 mod client;
 mod curl;
+mod engine;
 mod fleet;
+mod http;
 mod job;
 mod ledger;
 mod nats;
 mod operator;
+mod own_engine;
 mod program;
 mod proxy;
 mod raw;
+mod registry;
 mod system;
 mod wait;
 
+pub(crate) use engine::engine;
+
 pub use client::{Client, Publish};
 pub use curl::{Answer, Event, curl, curl_stream, events};
+pub use engine::{Engine, IMAGE, IMAGE_APP, IMAGE_ENTRYPOINT, IMAGE_STATIC, IMAGE_USER};
 pub use fleet::{Fleet, FleetBuilder};
-pub use job::{Job, With, echo, noop, process, shell};
+pub use http::unix as unix_http;
+pub use job::{Job, With, container, echo, noop, process, shell, shell_in};
 pub use ledger::Ledger;
 pub use nats::Nats;
 pub use operator::Operator;
+pub use own_engine::OwnEngine;
 pub use program::{Output, Program};
 pub use proxy::Proxy;
 pub use raw::RawClient;
+pub use registry::{Fault, Registry};
 pub use system::{http_get, marked_processes, process_runs, random_word, signal};
 pub use wait::{eventually, in_time};

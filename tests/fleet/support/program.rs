@@ -126,6 +126,18 @@ impl Program {
         self.wait().await;
     }
 
+    /// The same with all its children, whose task it may be to clean up behind it. None of them sees another die.
+    pub async fn kill_with_children(&mut self) {
+        self.freeze();
+        let threads = fs::read_dir(format!("/proc/{}/task", self.pid)).expect("its threads").flatten();
+        let children = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+        let children: String = children.collect();
+        for child in children.split_whitespace() {
+            signal(child.parse().expect("a pid"), libc::SIGKILL);
+        }
+        self.kill().await;
+    }
+
     /// SIGSTOP.
     pub fn freeze(&self) {
         signal(self.pid, libc::SIGSTOP);
