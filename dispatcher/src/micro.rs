@@ -33,6 +33,7 @@ const HEADROOM: usize = 1 << 10;
 enum Verb {
     Submit,
     Get,
+    Explain,
     List,
     Cancel,
     Retry,
@@ -41,12 +42,14 @@ enum Verb {
 }
 
 impl Verb {
-    const ALL: [Self; 7] = [Self::Submit, Self::Get, Self::List, Self::Cancel, Self::Retry, Self::Agents, Self::Queues];
+    const ALL: [Self; 8] =
+        [Self::Submit, Self::Get, Self::Explain, Self::List, Self::Cancel, Self::Retry, Self::Agents, Self::Queues];
 
     fn as_str(self) -> &'static str {
         match self {
             Self::Submit => "submit",
             Self::Get => "get",
+            Self::Explain => "explain",
             Self::List => "list",
             Self::Cancel => "cancel",
             Self::Retry => "retry",
@@ -59,6 +62,7 @@ impl Verb {
         match self {
             Self::Submit => "a task, or {id, queue, once, task}, or a list of these; as POST /api/tasks",
             Self::Get => "{id, wait}; as GET /api/tasks/{id}",
+            Self::Explain => "{id}; as GET /api/tasks/{id}/explain",
             Self::List => "{queue, state, label, since, limit, cursor}; as GET /api/tasks",
             Self::Cancel => "{id, reason, sequence, wait}; as DELETE /api/tasks/{id}",
             Self::Retry => "{id}; as POST /api/tasks/{id}/retry",
@@ -193,6 +197,10 @@ async fn perform(api: &Api, verb: Verb, request: &Request) -> Result<Bytes, Fail
         Verb::Get => {
             let (id, query) = with_id::<WaitQuery>(body)?;
             json(&tasks::get(api, &id, query).await?)
+        }
+        Verb::Explain => {
+            let (id, Nothing {}) = with_id(body)?;
+            json(&tasks::explain(api, &id).await?)
         }
         Verb::List => json(&tasks::list(api, read::<ListQuery>(fields(body)?)?).await?),
         Verb::Cancel => {

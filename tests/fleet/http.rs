@@ -759,6 +759,11 @@ async fn every_operation_answers_as_the_document_says() {
     for task in ["full", "failed", "queued", "deaf"] {
         call("getTask", &format!("/api/tasks/{task}"), &[]).await.status(200);
     }
+    for task in ["full", "failed", "queued", "deaf", "none"] {
+        let explained = call("explainTask", &format!("/api/tasks/{task}/explain"), &[]).await.status(200);
+        assert!(explained.json()["reasons"][0]["message"].is_string(), "{}", explained.text());
+    }
+    call("explainTask", "/api/tasks/*/explain", &[]).await.status(400);
     call("getTask", "/api/tasks/full?wait=1s", &[]).await.status(200);
     call("getTask", "/api/tasks/none", &[]).await.status(404);
     call("cancelTask", "/api/tasks/deaf?wait=1ms", &[]).await.status(202);

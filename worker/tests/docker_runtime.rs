@@ -714,55 +714,6 @@ async fn what_an_earlier_life_left_is_swept_before_the_first_job() {
 }
 
 #[tokio::test]
-#[ignore = "measures"]
-async fn what_a_container_costs_beside_the_bare_engine() {
-    use bollard::models::ContainerCreateBody;
-    use bollard::query_parameters::{AttachContainerOptionsBuilder, RemoveContainerOptionsBuilder};
-    use futures_util::StreamExt;
-    let Some(fixture) = Fixture::new().await else { return };
-    let (mut ours, mut bare) = (Vec::new(), Vec::new());
-    for _ in 0..40 {
-        let job = fixture.job(Container { command: vec!["true".to_owned()], ..Container::new(IMAGE) });
-        let (start, began) = (job.start.clone(), Instant::now());
-        fixture.run(job).await;
-        fixture.runtime.remove(&start).await.unwrap();
-        ours.push(began.elapsed());
-        let body = fixture.job(Container::new(IMAGE));
-        let host = bollard::models::HostConfig {
-            network_mode: Some("none".to_owned()),
-            log_config: Some(bollard::models::HostConfigLogConfig { typ: Some("none".to_owned()), config: None }),
-            cap_drop: Some(vec!["ALL".to_owned()]),
-            memory: Some(512 << 20),
-            nano_cpus: Some(1_000_000_000),
-            pids_limit: Some(512),
-            binds: Some(vec![format!("{}:/shoal", body.folder.display())]),
-            ..Default::default()
-        };
-        let body = ContainerCreateBody {
-            image: Some(IMAGE.to_owned()),
-            cmd: Some(vec!["true".to_owned()]),
-            host_config: Some(host),
-            ..Default::default()
-        };
-        let began = Instant::now();
-        let id = fixture.docker.create_container(None, body).await.unwrap().id;
-        let attach = AttachContainerOptionsBuilder::default().stream(true).stdout(true).stderr(true).build();
-        let mut attached = fixture.docker.attach_container(&id, Some(attach)).await.unwrap();
-        fixture.docker.start_container(&id, None).await.unwrap();
-        while attached.output.next().await.is_some() {}
-        let mut wait = fixture.docker.wait_container(&id, None);
-        wait.next().await.unwrap().unwrap();
-        let remove = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
-        fixture.docker.remove_container(&id, Some(remove)).await.unwrap();
-        bare.push(began.elapsed());
-    }
-    ours.sort();
-    bare.sort();
-    eprintln!("p50 ours {:?}, bare {:?}; p90 ours {:?}, bare {:?}", ours[20], bare[20], ours[36], bare[36]);
-    fixture.close().await;
-}
-
-#[tokio::test]
 async fn forty_containers_at_once_all_tell_their_own_end() {
     let Some(fixture) = Fixture::new().await else { return };
     let runs = (0..40).map(|at| fixture.run(fixture.shell(&format!("echo {at}; exit {at}"))));

@@ -9,7 +9,7 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header as http_head
 use axum::response::{IntoResponse, Response};
 use schemars::JsonSchema;
 use schemas::http::{Accepted, CancelOutcome, Cancelled, Problem, ShownTask, Submitted, TaskPage};
-use schemas::{HumanDuration, QueueName, Task, TaskId, Timestamp, header};
+use schemas::{Explanation, HumanDuration, QueueName, Task, TaskId, Timestamp, header};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -59,6 +59,16 @@ pub(super) fn operations() -> Vec<Operation> {
             .query::<WaitQuery>()
             .answer::<ShownTask>(StatusCode::OK, "Its record, or the same shape with the state `queued`.")
             .fails(&[400, 404, 409]),
+        task(Operation::new(
+            &Method::GET,
+            "/api/tasks/{id}/explain",
+            "explainTask",
+            "Why a task waits, or what it does",
+            explain_over_http,
+        ))
+        .notes("An id of which nothing is known is explained too.")
+        .answer::<Explanation>(StatusCode::OK, "The reasons, the weightiest first.")
+        .fails(&[400, 409]),
         task(Operation::new(&Method::DELETE, "/api/tasks/{id}", "cancelTask", "Cancel a task", cancel_over_http))
             .notes("It is cancelled also where the caller does not wait for it.")
             .query::<CancelQuery>()
@@ -284,6 +294,11 @@ pub async fn get(api: &Api, id: &str, query: WaitQuery) -> Result<ShownTask, Fai
     view.shown().ok_or_else(|| Failure::not_found(format!("no task `{key}`")))
 }
 
+/// Why a task waits, or what it does.
+pub async fn explain(api: &Api, id: &str) -> Result<Explanation, Failure> {
+    Ok(api.client.explain_any(id).await?)
+}
+
 /// Cancels a task; it goes on although the caller leaves or stops waiting.
 pub async fn cancel(api: &Api, id: &str, query: CancelQuery) -> Result<Cancelled, Failure> {
     let wait = waited(query.wait)?.unwrap_or(CONFIRMED_WITHIN.0);
@@ -360,6 +375,10 @@ async fn get_over_http(
     Query(query): Query<WaitQuery>,
 ) -> Result<Json<ShownTask>, Failure> {
     get(&api, &id, query).await.map(Json)
+}
+
+async fn explain_over_http(State(api): State<Api>, Path(id): Path<String>) -> Result<Json<Explanation>, Failure> {
+    explain(&api, &id).await.map(Json)
 }
 
 async fn cancel_over_http(
