@@ -27,8 +27,8 @@ pub const IMAGE_STATIC: &str = "shoal-test/static:1";
 pub struct Engine {
     socket: PathBuf,
     mark: String,
-    /// Images pulled for this test go with it.
-    pulled: Mutex<Vec<String>>,
+    /// Paths of what goes with the test, whatever its labels say.
+    made: Mutex<Vec<String>>,
 }
 
 /// The engine, or the end of the test where there is none (in CI: its failure).
@@ -80,7 +80,7 @@ impl Engine {
     /// The engine behind this socket.
     pub fn at(socket: &Path) -> Self {
         let mark = random_word();
-        Self { socket: socket.into(), mark: mark[..10].to_owned(), pulled: Mutex::default() }
+        Self { socket: socket.into(), mark: mark[..10].to_owned(), made: Mutex::default() }
     }
 
     /// Its address, as `DOCKER_HOST` names it.
@@ -177,6 +177,7 @@ impl Engine {
         });
         let made = self.request("POST", &format!("/containers/create?name={name}"), body).await;
         let id = made["Id"].as_str().expect("an id").to_owned();
+        self.made.lock().expect("nothing panics with it").push(format!("/containers/{id}?force=1&v=1"));
         self.request("POST", &format!("/containers/{id}/start"), Value::Null).await;
         id
     }
@@ -198,7 +199,7 @@ impl Engine {
 
     /// Removes this image at the end of the test.
     pub fn forget(&self, image: &str) {
-        self.pulled.lock().expect("nothing panics with it").push(image.to_owned());
+        self.made.lock().expect("nothing panics with it").push(format!("/images/{image}?force=1"));
     }
 
     async fn listed(&self, kind: &str) -> Result<Vec<Value>, String> {
@@ -217,8 +218,8 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         let ask = |method: &str, path: &str| http::unix_blocking(&self.socket, method, path);
-        for image in self.pulled.lock().map(|images| images.clone()).unwrap_or_default() {
-            let _ = ask("DELETE", &format!("/images/{image}?force=1"));
+        for path in self.made.lock().map(|made| made.clone()).unwrap_or_default() {
+            let _ = ask("DELETE", &path);
         }
         for (kind, key) in [("containers", "Id"), ("networks", "Id"), ("volumes", "Name")] {
             let Ok((200, bytes)) = ask("GET", &list_path(kind)) else { return };
