@@ -13,8 +13,10 @@ use crate::worker::Worker;
 
 /// How long what the registry said is taken for true: a crowd of such tasks costs one look.
 const LOOK_KEPT: Duration = Duration::from_secs(2);
-/// Shortest and longest pause where another worker could run it: it may be busy.
-const SOMEBODY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+/// Shortest and longest pause where another worker could run it and has room.
+const FREE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+/// The same where those who could are busy.
+const BUSY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 /// The same where none could; the longest is also how late a new worker may find the task.
 const NOBODY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 /// Most agents looked at in one page.
@@ -60,52 +62,65 @@ pub fn hindrance(worker: &Worker, workload: &Workload) -> Option<TaskError> {
     }
 }
 
+/// Who else could run a workload, the best case counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Others {
+    /// No worker of the queue.
+    Nobody,
+    /// Workers whose slots were all taken at their last beat.
+    Busy,
+    /// A worker with a free slot.
+    Free,
+}
+
 /// How long a task is put off that has waited for so long: at first not at all where another worker may take it, then for
 /// as long again.
-pub fn pause(waited: Duration, somebody_can: bool) -> Duration {
-    match (waited.is_zero(), somebody_can) {
-        (true, true) => Duration::ZERO,
-        (false, true) => waited.clamp(SOMEBODY.0, SOMEBODY.1),
-        (_, false) => waited.clamp(NOBODY.0, NOBODY.1),
-    }
+pub fn pause(waited: Duration, others: Others) -> Duration {
+    let (least, most) = match others {
+        Others::Free | Others::Busy if waited.is_zero() => return Duration::ZERO,
+        Others::Free => FREE,
+        Others::Busy => BUSY,
+        Others::Nobody => NOBODY,
+    };
+    waited.clamp(least, most)
 }
 
 /// What the registry lately said of who runs what.
 #[derive(Debug, Default)]
 pub struct Looks {
-    /// By queue and kind: when it was asked, and whether another worker can.
-    kept: Mutex<HashMap<Question, (Instant, bool)>>,
+    /// By queue and kind: when it was asked, and the answer.
+    kept: Mutex<HashMap<Question, (Instant, Others)>>,
 }
 
 /// A queue and a kind of workload.
 type Question = (QueueName, &'static str);
 
-/// Whether another worker of this queue runs such workloads. What cannot be read counts as yes: nothing wrong is said.
-pub async fn somebody_can(worker: &Worker, queue: &QueueName, kind: &'static str) -> bool {
+/// Who else of this queue runs such workloads. What cannot be read counts as busy: nothing wrong is said.
+pub async fn others(worker: &Worker, queue: &QueueName, kind: &'static str) -> Others {
     let kept = |looks: &Looks| {
         let looks = looks.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        looks.get(&(queue.clone(), kind)).filter(|(at, _)| at.elapsed() < LOOK_KEPT).map(|(_, can)| *can)
+        looks.get(&(queue.clone(), kind)).filter(|(at, _)| at.elapsed() < LOOK_KEPT).map(|(_, others)| *others)
     };
-    if let Some(can) = kept(&worker.looks) {
-        return can;
+    if let Some(others) = kept(&worker.looks) {
+        return others;
     }
-    let can = match look(worker, queue, kind).await {
-        Ok(can) => can,
+    let others = match look(worker, queue, kind).await {
+        Ok(others) => others,
         Err(error) => {
             tracing::debug!(%error, "registry not readable");
-            true
+            Others::Busy
         }
     };
     let mut looks = worker.looks.kept.lock().unwrap_or_else(PoisonError::into_inner);
-    looks.insert((queue.clone(), kind), (Instant::now(), can));
-    can
+    looks.insert((queue.clone(), kind), (Instant::now(), others));
+    others
 }
 
-async fn look(worker: &Worker, queue: &QueueName, kind: &str) -> Result<bool, jetstream::ApiError> {
+async fn look(worker: &Worker, queue: &QueueName, kind: &str) -> Result<Others, jetstream::ApiError> {
     let names = &worker.config.names;
     let (stream, subjects) = (format!("KV_{}", names.agents_bucket()), names.agents_subjects());
     let offline = worker.config.heartbeat * 3;
-    let mut from = 1;
+    let (mut from, mut best) = (1, Others::Nobody);
     loop {
         let page = worker.js.page(&stream, &subjects, from, PAGE).await?;
         for message in page.messages {
@@ -116,11 +131,12 @@ async fn look(worker: &Worker, queue: &QueueName, kind: &str) -> Result<bool, je
                 AgentStatus::Draining | AgentStatus::Offline => false,
             };
             if lives && agent.id != worker.id && agent.queues.contains(queue) && agent.runs(kind) {
-                return Ok(true);
+                let takes = agent.status == AgentStatus::Ready && agent.running_count < agent.slots;
+                best = best.max(if takes { Others::Free } else { Others::Busy });
             }
         }
-        if !page.more {
-            return Ok(false);
+        if !page.more || best == Others::Free {
+            return Ok(best);
         }
     }
 }
@@ -129,17 +145,18 @@ async fn look(worker: &Worker, queue: &QueueName, kind: &str) -> Result<bool, je
 mod tests {
     use super::*;
 
-    fn pauses(somebody_can: bool) -> [u128; 5] {
-        [0, 1, 1_000, 7_000, 86_400_000].map(|ms| pause(Duration::from_millis(ms), somebody_can).as_millis())
+    fn pauses(others: Others) -> [u128; 5] {
+        [0, 1, 900, 7_000, 86_400_000].map(|ms| pause(Duration::from_millis(ms), others).as_millis())
     }
 
     #[test]
     fn a_task_is_first_offered_to_the_others_at_once_and_then_more_and_more_rarely() {
-        assert_eq!(pauses(true), [0, 250, 1_000, 5_000, 5_000]);
+        assert_eq!(pauses(Others::Free), [0, 100, 900, 1_000, 1_000]);
+        assert_eq!(pauses(Others::Busy), [0, 250, 900, 5_000, 5_000]);
     }
 
     #[test]
     fn where_nobody_can_it_is_not_asked_for_all_the_time() {
-        assert_eq!(pauses(false), [500, 500, 1_000, 7_000, 10_000]);
+        assert_eq!(pauses(Others::Nobody), [500, 500, 900, 7_000, 10_000]);
     }
 }

@@ -13,6 +13,7 @@ use crate::attempt::workload::{self, Done};
 use crate::nats::delivery::{Verdict, tell};
 use crate::nats::lease::Hold;
 use crate::nats::store::Letter;
+use crate::placement::Others;
 use crate::settle::{Settlement, outcome, settle};
 use crate::worker::new_start_id;
 use crate::{fail, placement};
@@ -137,16 +138,16 @@ impl Runner<'_> {
     /// Notes in the record why the task cannot start here, and for how long it is put off.
     async fn put_off(&self, record: &mut TaskRecord, hindrance: &TaskError) -> Duration {
         let kind = self.kind.unwrap_or_default();
-        let can = placement::somebody_can(self.worker, &record.queue, kind).await;
+        let others = placement::others(self.worker, &record.queue, kind).await;
         let (now, worker) = (Timestamp::now(), self.worker.id.clone());
         let since = record.waiting.as_ref().map_or(now, |waiting| waiting.since);
-        let (code, message) = if can || hindrance.code != Code::RuntimeNotAllowed {
+        let (code, message) = if others != Others::Nobody || hindrance.code != Code::RuntimeNotAllowed {
             (hindrance.code, hindrance.message.clone())
         } else {
             let message = format!("no worker of the queue `{}` runs `{kind}` workloads now", record.queue);
             (Code::NoWorker, format!("{message}; {}", hindrance.message))
         };
-        let after = placement::pause(now.since(since), can);
+        let after = placement::pause(now.since(since), others);
         record.waiting = Some(Waiting { code, message, worker, since });
         record.retry_at = Some(now.plus(after));
         after

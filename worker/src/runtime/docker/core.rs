@@ -265,10 +265,12 @@ impl Core {
     /// Sweeps now, on a timer and whenever the engine is back, until `stop`.
     pub(super) async fn keep_clean(&self, stop: CancellationToken) {
         let mut returns = self.engine.returns();
+        let mut pause = self.settings.sweep_every;
         loop {
             tokio::select! {
-                () = tokio::time::sleep(self.settings.sweep_every) => {}
-                _ = returns.changed() => {}
+                () = tokio::time::sleep(pause) => pause = self.settings.sweep_every,
+                // Once more when what was made just before the outage is old enough.
+                _ = returns.changed() => pause = pause.min(SWEEP_GRACE + Duration::from_secs(1)),
                 () = stop.cancelled() => return,
             }
             stop.run_until_cancelled(self.sweep()).await;

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use bollard::models::{
-    ContainerCreateBody, HealthConfig, HostConfig, HostConfigLogConfig, Mount, MountType, RestartPolicy,
-    RestartPolicyNameEnum,
+    ContainerCreateBody, HealthConfig, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, Mount, MountType,
+    RestartPolicy, RestartPolicyNameEnum,
 };
 use schemas::task::{Container, WORK_FOLDER};
 use schemas::{Bytes, Limit};
@@ -116,6 +116,8 @@ pub(super) fn hardened(network: &str) -> HostConfig {
         privileged: Some(false),
         network_mode: Some(network.to_owned()),
         ipc_mode: Some("private".to_owned()),
+        // On control groups of version 1 the engine's default would be the machine's.
+        cgroupns_mode: Some(HostConfigCgroupnsModeEnum::PRIVATE),
         // What it writes goes to our log; the engine's would be a second copy, without a bound.
         log_config: Some(HostConfigLogConfig { typ: Some("none".to_owned()), config: None }),
         restart_policy: Some(RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: None }),

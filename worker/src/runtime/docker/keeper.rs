@@ -104,6 +104,11 @@ impl Keeper {
         stop.run_until_cancelled(keeping).await;
     }
 
+    /// Leaves the guard to itself: it removes all of this life of the worker as soon as the engine lets it.
+    pub(super) fn leave(&self) {
+        drop(self.held().guard.take());
+    }
+
     /// Lets the guard go, once nothing of this life of the worker is left. Nobody may keep it any more.
     pub(super) async fn end(&self) {
         let guard = self.held().guard.take();

@@ -28,10 +28,12 @@ use crate::runtime::{Exit, Job, Listed, Runtime, RuntimeError, StartError, Start
 
 /// For everything that is left at the end.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(20);
+/// The same where the engine does not answer: the guard goes on without us.
+const CLOSE_PATIENCE_DOWN: Duration = Duration::from_secs(2);
 /// Between two kills of a container that does not go.
 const KILL_AGAIN: Duration = Duration::from_secs(5);
 /// How long a container is tried to be stopped while the engine does not answer.
-const ABANDON_AFTER: Duration = Duration::from_secs(10);
+const ABANDON_AFTER: Duration = Duration::from_secs(5);
 /// How long a stop may take the engine beyond its grace.
 const STOP_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -191,13 +193,29 @@ impl DockerRuntime {
             core.attendants.wait().await;
             core.remove_all().await;
         };
-        if tokio::time::timeout(CLOSE_PATIENCE, ending).await.is_err() {
-            tracing::warn!("the engine does not let everything be removed; the next life of this worker sweeps it");
+        let mut trouble = core.engine.trouble();
+        let down = async {
+            // Its sender lives as long as the engine.
+            let _ = trouble.wait_for(Option::is_some).await;
+            tokio::time::sleep(CLOSE_PATIENCE_DOWN).await;
+        };
+        let removed = tokio::select! {
+            () = ending => true,
+            () = tokio::time::sleep(CLOSE_PATIENCE) => false,
+            () = down => false,
+        };
+        if !removed {
+            tracing::warn!(
+                "the engine does not let everything be removed; the guard, or the next life of this worker, does"
+            );
         }
         self.end_services.cancel();
         self.services.close();
         self.services.wait().await;
-        core.keeper.end().await;
+        match removed {
+            true => core.keeper.end().await,
+            false => core.keeper.leave(),
+        }
     }
 }
 
