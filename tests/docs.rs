@@ -117,7 +117,9 @@ fn named_tests(page: &str) -> BTreeSet<(String, String)> {
         !text.is_empty() && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
     };
     let between = page.split('`').skip(1).step_by(2);
-    let pairs = between.filter_map(|code| code.split_once("::"));
+    let pairs = between.filter_map(|code| code.rsplit_once("::"));
+    // Of a longer path the file is what counts.
+    let pairs = pairs.map(|(path, name)| (path.rsplit("::").next().unwrap_or(path), name));
     let laws = pairs.filter(|(module, name)| word(module) && word(name) && name.matches('_').count() >= 2);
     laws.map(|(module, name)| (module.to_owned(), name.to_owned())).collect()
 }

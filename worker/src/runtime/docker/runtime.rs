@@ -227,9 +227,9 @@ fn failed(what: &'static str, source: bollard::errors::Error) -> RuntimeError {
 fn word(state: Option<ContainerSummaryStateEnum>, raw: Option<&str>) -> Status {
     use ContainerSummaryStateEnum as State;
     match state {
-        Some(State::RUNNING | State::RESTARTING) => Status::Running,
+        Some(State::RUNNING | State::RESTARTING | State::STOPPING) => Status::Running,
         Some(State::PAUSED) => Status::Paused,
-        Some(State::CREATED | State::EXITED | State::DEAD | State::REMOVING | State::STOPPING) => Status::Stopped,
+        Some(State::CREATED | State::EXITED | State::DEAD | State::REMOVING) => Status::Stopped,
         Some(State::EMPTY) | None => Status::Unknown(raw.unwrap_or_default().to_owned()),
     }
 }
@@ -318,5 +318,22 @@ impl Runtime for DockerRuntime {
 
     fn close(&self) -> BoxFuture<'_, ()> {
         self.end_all().boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_word_of_the_engine_is_one_of_ours() {
+        let words = ["created", "running", "paused", "restarting", "removing", "exited", "dead"];
+        let ours = words.map(|raw| {
+            let state = serde_json::from_value(serde_json::Value::from(raw)).unwrap();
+            word(Some(state), Some(raw))
+        });
+        use Status::{Paused, Running, Stopped};
+        assert_eq!(ours, [Stopped, Running, Paused, Running, Stopped, Stopped, Stopped]);
+        assert_eq!(word(None, Some("hibernating")), Status::Unknown("hibernating".to_owned()));
     }
 }
