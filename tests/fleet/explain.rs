@@ -132,7 +132,7 @@ async fn a_retry_says_when_and_why() {
 }
 
 #[tokio::test]
-async fn a_killed_worker_is_found_out_once_it_is_silent_for_long_enough_or_back() {
+async fn a_worker_that_died_and_came_back_is_found_out() {
     let fleet = Fleet::builder().ack_wait("30s").start().await;
     let mut worker = fleet.worker("w").start().await;
     let job = fleet.job();

@@ -71,22 +71,31 @@ async fn a_runtime_that_is_down_is_shown_as_such() {
     assert!(explained.contains("the engine is down: by-hand `docker` is down"), "{explained}");
 }
 
-/// Asks the engine of this machine by its own API; its answer's status.
-fn engine_status(path: &str) -> std::io::Result<u16> {
+/// Asks the engine of this machine by its own API; status and text of its answer.
+fn ask_engine(path: &str) -> std::io::Result<(u16, String)> {
     let mut engine = UnixStream::connect("/var/run/docker.sock")?;
     engine.set_read_timeout(Some(Duration::from_secs(20)))?;
     write!(engine, "GET {path} HTTP/1.1\r\nHost: engine\r\nConnection: close\r\n\r\n")?;
     let mut answer = Vec::new();
     engine.read_to_end(&mut answer)?;
-    let status = answer.get(9..12).and_then(|code| std::str::from_utf8(code).ok()).and_then(|code| code.parse().ok());
-    status.ok_or_else(|| std::io::Error::other("no HTTP"))
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    let status = answer.get(9..12).and_then(|code| code.parse().ok());
+    Ok((status.ok_or_else(|| std::io::Error::other("no HTTP"))?, answer))
+}
+
+/// Whether the engine has a container of the task with this id, running or not.
+fn has_container(id: &str) -> bool {
+    let filter = format!("%7B%22label%22%3A%5B%22shoal.task%3D{id}%22%5D%7D");
+    let (status, answer) = ask_engine(&format!("/containers/json?all=1&filters={filter}")).expect("the engine answers");
+    assert_eq!(status, 200, "{answer}");
+    answer.contains("\"Id\"")
 }
 
 /// Whether an engine with our image is here. In CI it must be.
 fn engine_is_here() -> bool {
-    let why = match engine_status(&format!("/images/{IMAGE}/json")) {
-        Ok(200) => return true,
-        Ok(status) => format!("the engine says {status} of {IMAGE}"),
+    let why = match ask_engine(&format!("/images/{IMAGE}/json")) {
+        Ok((200, _)) => return true,
+        Ok((status, _)) => format!("the engine says {status} of {IMAGE}"),
         Err(error) => format!("no Docker engine answers: {error}"),
     };
     assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "in CI no test is skipped, but {why}");
@@ -155,9 +164,12 @@ async fn an_interrupted_container_is_stopped_and_gone() {
     }
     let fleet = Fleet::start().await;
     let _worker = contained(&fleet).await;
-    let mut run = fleet.spawn(&["run", "--id", "a", "--image", IMAGE, "--init", "--", "sleep", "600"], "");
-    fleet.in_state("default.a", State::Running).await;
+    let id = random_word();
+    let mut run = fleet.spawn(&["run", "--id", &id, "--image", IMAGE, "--init", "--", "sleep", "600"], "");
+    fleet.in_state(&format!("default.{id}"), State::Running).await;
+    eventually("its container", async || if has_container(&id) { Ok(()) } else { Err("none".to_owned()) }).await;
     run.interrupt();
     assert_eq!(run.wait().await.code, 130);
-    assert_eq!(fleet.record("default.a").await.expect("there").state, State::Cancelled);
+    assert_eq!(fleet.record(&format!("default.{id}")).await.expect("there").state, State::Cancelled);
+    eventually("no container", async || if has_container(&id) { Err("one".to_owned()) } else { Ok(()) }).await;
 }
