@@ -104,10 +104,11 @@ impl Keeper {
         stop.run_until_cancelled(keeping).await;
     }
 
-    /// Lets the guard go, once nothing of this life of the worker is left. Nobody may keep it any more.
-    pub(super) async fn end(&self) {
+    /// Lets the guard go, once nothing of this life of the worker is left. Nobody may keep it any more. Behind an engine
+    /// that does not answer something may be: then the guard stays and sees to it, and nobody waits.
+    pub(super) async fn end(&self, answers: bool) {
         let guard = self.held().guard.take();
-        if let Some(guard) = guard.and_then(Arc::into_inner) {
+        if let Some(guard) = guard.and_then(Arc::into_inner).filter(|_| answers) {
             guard.end().await;
         }
     }

@@ -20,9 +20,26 @@ pub fn create_refused(error: Error, container: &Container) -> StartError {
     refused(error, container, "create the container")
 }
 
-/// Why a created container could not be started.
+/// Why a created container could not be started. Where a request went out and no answer came, nobody knows.
 pub fn start_refused(error: Error, container: &Container) -> StartError {
-    refused(error, container, "start the container")
+    match is_unreachable(&error) {
+        Some(why) if !is_unsent(&error) => StartError::Unsure { runtime: DOCKER, why },
+        _ => refused(error, container, "start the container"),
+    }
+}
+
+/// The engine never heard of it.
+fn is_unsent(error: &Error) -> bool {
+    match error {
+        Error::SocketNotFoundError(_) => true,
+        Error::HyperLegacyError { err } => err.is_connect(),
+        _ => false,
+    }
+}
+
+/// Why a created container could not be attached to: it did not run yet.
+pub fn attach_refused(error: Error, container: &Container) -> StartError {
+    refused(error, container, "attach to the container")
 }
 
 /// The engine does not answer, and how that showed; `None` where it said something.
@@ -235,8 +252,12 @@ mod tests {
         let down = Error::IOError { err: io::ErrorKind::ConnectionRefused.into() };
         let down = create_refused(down, &Container::new("a"));
         assert!(matches!(down, StartError::Unavailable { runtime: DOCKER, .. }), "{down}");
-        let slow = start_refused(Error::RequestTimeoutError, &Container::new("a"));
+        let slow = attach_refused(Error::RequestTimeoutError, &Container::new("a"));
         assert!(matches!(slow, StartError::Unavailable { .. }), "{slow}");
+        let unsure = start_refused(Error::RequestTimeoutError, &Container::new("a"));
+        assert!(matches!(unsure, StartError::Unsure { .. }), "it may run: {unsure}");
+        let unsent = start_refused(Error::SocketNotFoundError("/s".into()), &Container::new("a"));
+        assert!(matches!(unsent, StartError::Unavailable { .. }), "{unsent}");
         let said = Error::DockerResponseServerError { status_code: 500, message: String::new() };
         assert_eq!(is_unreachable(&said), None);
         assert_eq!(words(&said), "the engine answers 500");
