@@ -17,7 +17,7 @@ pub const DOCKER: &str = "docker";
 
 /// Why a container could not be created.
 pub fn create_refused(error: Error, container: &Container) -> StartError {
-    refused(error, container, "create the container")
+    unstarted(refused(error, container, "create the container"))
 }
 
 /// Why a created container could not be started. Where a request went out and no answer came, nobody knows.
@@ -39,7 +39,15 @@ fn is_unsent(error: &Error) -> bool {
 
 /// Why a created container could not be attached to: it did not run yet.
 pub fn attach_refused(error: Error, container: &Container) -> StartError {
-    refused(error, container, "attach to the container")
+    unstarted(refused(error, container, "attach to the container"))
+}
+
+/// What was not yet to run did not.
+fn unstarted(error: StartError) -> StartError {
+    match error {
+        StartError::Unsure { runtime, why } => StartError::Unavailable { runtime, why },
+        error => error,
+    }
 }
 
 /// The engine does not answer, and how that showed; `None` where it said something.
@@ -100,6 +108,8 @@ fn refused(error: Error, container: &Container, what: &'static str) -> StartErro
         }
         Reason::Limit(limit) => StartError::LimitUnsupported { limit, why: message },
         Reason::Code(code) => refused(code),
+        Reason::Away => StartError::Unavailable { runtime: DOCKER, why: message },
+        Reason::Broken => StartError::Unsure { runtime: DOCKER, why: message },
         Reason::MayPass => {
             StartError::Failed { what: format!("the engine failed to {what}"), source: Some(io::Error::other(message)) }
         }
@@ -112,6 +122,10 @@ enum Reason {
     NotExecutable,
     Limit(&'static str),
     Code(Code),
+    /// Nothing of the task's: what it would have joined, or the engine itself, is on its way out.
+    Away,
+    /// The same, of what is below the engine, which may have done it all the same.
+    Broken,
     MayPass,
 }
 
@@ -121,6 +135,13 @@ fn reason(text: &str) -> Reason {
     let has = |phrases: &[&str]| phrases.iter().any(|phrase| text.contains(phrase));
     if has(&["unable to find user", "unable to find group", "in passwd file", "in group file", "no users found", "no groups found"]) {
         return Reason::Code(Code::UserNotFound);
+    }
+    // Only as its first words: behind them it may quote the task, which could have itself put off for ever.
+    if ["cannot join network of a non running container", "no such container"].iter().any(|phrase| text.starts_with(phrase)) {
+        return Reason::Away;
+    }
+    if has(&["transport is closing", "code = unavailable", "error while dialing"]) && !has(&["exec: "]) {
+        return Reason::Broken;
     }
     if has(&["port is already allocated", "address already in use", "ports are not available"]) {
         return Reason::Code(Code::PortTaken);
@@ -195,6 +216,10 @@ mod tests {
             ("invalid reference format: repository name must be lowercase", code(InvalidImage)),
             ("invalid reference format: repository name (library/Alpine) must be lowercase", code(InvalidImage)),
             ("invalid checksum digest length", code(InvalidImage)),
+            ("cannot join network of a non running container: 0123abc", Reason::Away),
+            ("No such container: 0123abc", Reason::Away),
+            ("OCI runtime create failed: exec: \"no such container\": executable file not found in $PATH", Reason::NotFound),
+            ("rpc error: code = Unavailable desc = transport is closing: unknown", Reason::Broken),
             ("Minimum memory limit allowed is 6MB", Reason::Limit("memory")),
             ("Minimum memory limit allowed is 4MB", Reason::Limit("memory")),
             ("Range of CPUs is from 0.01 to 2.00, as there are only 2 CPUs available", Reason::Limit("cpu")),
