@@ -240,7 +240,7 @@ mod tests {
         let path = state.path().join("a");
         std::fs::create_dir_all(path.join("b/c/d")).unwrap();
         for shut in ["b/c/d", "b/c", "b", ""] {
-            std::fs::set_permissions(path.join(shut), std::fs::Permissions::from_mode(0)).unwrap();
+            std::fs::set_permissions(path.join(shut), std::fs::Permissions::from_mode(0o0)).unwrap();
         }
         remove_tree(&path).unwrap();
         assert!(!path.exists());

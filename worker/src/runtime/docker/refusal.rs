@@ -217,7 +217,6 @@ mod tests {
             ("invalid reference format: repository name (library/Alpine) must be lowercase", code(InvalidImage)),
             ("invalid checksum digest length", code(InvalidImage)),
             ("cannot join network of a non running container: 0123abc", Reason::Away),
-            ("No such container: 0123abc", Reason::Away),
             ("OCI runtime create failed: exec: \"no such container\": executable file not found in $PATH", Reason::NotFound),
             ("rpc error: code = Unavailable desc = transport is closing: unknown", Reason::Broken),
             ("Minimum memory limit allowed is 6MB", Reason::Limit("memory")),
@@ -241,7 +240,7 @@ mod tests {
             ("No command specified", Reason::NotFound),
             ("no command specified", Reason::NotFound),
             ("Conflict. The container name \"/a\" is already in use by container \"b\". You have to remove (or rename) that container to be able to reuse that name.", Reason::MayPass),
-            ("No such container: nonet", Reason::MayPass),
+            ("No such container: nonet", Reason::Away),
             // Below it: runc and crun, by way of containerd's shim.
             ("OCI runtime create failed: container_linux.go:380: starting container process caused: exec: \"nosuch\": executable file not found in $PATH: unknown", Reason::NotFound),
             ("failed to create shim task: OCI runtime create failed: runc create failed: unable to start container process: exec: \"/no/such/prog\": stat /no/such/prog: no such file or directory: unknown", Reason::NotFound),
