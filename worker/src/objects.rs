@@ -14,6 +14,8 @@ use crate::worker::Worker;
 
 /// Most files gathered of one attempt.
 const MOST_FILES: usize = 1_000;
+/// Most files kept in memory to choose from.
+const MOST_FOUND: usize = 100 * MOST_FILES;
 /// Most bytes of their names: they stand in the record.
 const MOST_NAMES: usize = 64 << 10;
 /// After so many failed uploads the rest is not tried.
@@ -171,7 +173,8 @@ fn find(root: &Path, globs: &GlobSet) -> Vec<(String, u64)> {
             let path = folder.join(entry.file_name());
             match entry.metadata() {
                 Ok(meta) if meta.is_dir() => folders.push(path),
-                Ok(meta) if meta.is_file() && globs.is_match(&path) => {
+                // Far beyond what is gathered, so that the rest is told as cut all the same.
+                Ok(meta) if meta.is_file() && found.len() <= MOST_FOUND && globs.is_match(&path) => {
                     if let Some(name) = path.to_str() {
                         found.push((name.to_owned(), meta.len()));
                     }

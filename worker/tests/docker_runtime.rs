@@ -426,6 +426,21 @@ async fn results_and_artifacts_come_out_of_another_working_folder() {
     fixture.close().await;
 }
 
+#[tokio::test]
+async fn artifacts_come_out_of_a_folder_within_the_work_folder() {
+    let Some(fixture) = Fixture::new().await else { return };
+    let container = Container {
+        working_dir: Some("/shoal/below".to_owned()),
+        ..shell("echo 42 > /shoal/.result; mkdir out; echo a > out/a.txt; ln -s /etc /shoal/link")
+    };
+    let mut job = fixture.job(container);
+    job.artifacts = vec!["out/**".to_owned()];
+    let folder = job.folder.clone();
+    check_files(&fixture, job).await;
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1, "nothing but what was asked for");
+    fixture.close().await;
+}
+
 /// Runs a job that writes `42` as its result and `a` into `out/a.txt`.
 async fn check_files(fixture: &Fixture, job: Job) {
     let (start, folder, result) = (job.start.clone(), job.folder.clone(), job.result_file.clone());

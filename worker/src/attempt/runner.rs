@@ -304,7 +304,8 @@ impl Runner<'_> {
                     let message = format!("wrote nothing for longer than {limit}");
                     Event::Stop(Why::TimedOut(TaskError::new(Code::IdleTimedOut, message)))
                 }
-                () = worker.stop_attempts.cancelled(), if may_stop(&phase) && !drained => {
+                // Also one that is stopped already: its grace may be longer than ours.
+                () = worker.stop_attempts.cancelled(), if !drained => {
                     drained = true;
                     if is_gone() {
                         // What it did is done; only storing it is left.
@@ -326,8 +327,10 @@ impl Runner<'_> {
             phase = phase.next(event);
             if let Phase::Stopping(why) = &phase {
                 let grace = match why {
-                    Why::TimedOut(_) | Why::Cancelled => plan.policy.stop_grace,
-                    Why::Drained => plan.policy.stop_grace.min(crate::drain::kill_grace(worker.config.drain_grace)),
+                    Why::TimedOut(_) | Why::Cancelled if !drained => plan.policy.stop_grace,
+                    Why::TimedOut(_) | Why::Cancelled | Why::Drained => {
+                        plan.policy.stop_grace.min(crate::drain::kill_grace(worker.config.drain_grace))
+                    }
                     // Somebody else may start it any moment.
                     Why::LeaseLost | Why::Superseded => Duration::ZERO,
                     // Ends of a run, never wishes to end one.

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use async_nats::HeaderMap;
 use async_nats::client::{Request, RequestErrorKind};
-use futures_util::FutureExt;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use schemas::record::{Artifact, TaskResult, Usage};
 use schemas::{Code, Limit, StartId, Task, TaskError, TaskKey, Timestamp, Workload, header};
 use tokio::sync::watch;
@@ -222,8 +223,8 @@ async fn in_runtime(
         let ending = async {
             let exit = tokio::select! {
                 exit = runtime.wait(&work.start) => exit,
-                grace = stopping(&mut stop) => {
-                    if let Err(error) = runtime.stop(&work.start, grace).await {
+                stopped = stop_in(&*runtime, &work.start, &mut stop) => {
+                    if let Err(error) = stopped {
                         tracing::warn!(task = %work.key, start = %work.start, %error, "stop failed");
                     }
                     runtime.wait(&work.start).await
@@ -245,7 +246,11 @@ async fn in_runtime(
         }
     };
     if exit.is_ok() {
-        match runtime.collect(&work.start).await {
+        let collected = tokio::select! {
+            collected = runtime.collect(&work.start) => collected,
+            () = worker.stop_now.cancelled() => Ok(vec!["result and artifacts cut: the worker was told to stop now".into()]),
+        };
+        match collected {
             Ok(more) => warnings.extend(more),
             Err(error) => warnings.push(format!("result and artifacts not collected: {error}")),
         }
@@ -261,7 +266,8 @@ async fn in_runtime(
         Err(error) => Done::new(End::failed(TaskError::new(Code::Internal, error.to_string()))),
     };
     done.started = Some(started_at);
-    if !work.task.artifacts.is_empty() {
+    // What is lost with its engine may run on and write there: nothing of it is read.
+    if !work.task.artifacts.is_empty() && done.exit.is_some() {
         done.artifacts = objects::gather(worker, &work, folder.path(), &mut warnings).await;
     }
     warnings.truncate(MOST_WARNINGS);
@@ -274,6 +280,30 @@ async fn in_runtime(
     done.warnings = warnings;
     folder.remove().await;
     done
+}
+
+/// Stops it once that is wished, and returns when it is gone. A shorter grace that is wished meanwhile counts.
+async fn stop_in(
+    runtime: &dyn Runtime,
+    start: &StartId,
+    stop: &mut watch::Receiver<Option<Duration>>,
+) -> Result<(), RuntimeError> {
+    let mut grace = stopping(stop).await;
+    let mut stops = FuturesUnordered::from_iter([runtime.stop(start, grace)]);
+    loop {
+        let shorter = async {
+            let wish = stop.wait_for(|wish| wish.is_some_and(|wish| wish < grace)).await;
+            wish.ok().and_then(|wish| *wish).unwrap_or_default()
+        };
+        tokio::select! {
+            biased;
+            Some(stopped) = stops.next() => return stopped,
+            shorter = shorter, if !grace.is_zero() => {
+                grace = shorter;
+                stops.push(runtime.stop(start, grace));
+            }
+        }
+    }
 }
 
 /// What an exit means.
@@ -302,6 +332,8 @@ fn not_started(error: StartError) -> End {
     let error_for_record = error.to_task_error();
     match error {
         StartError::Unavailable { .. } => End::Stopped(Why::Unstarted(error_for_record)),
+        // It may have run, so it counts as one that did.
+        StartError::Unsure { .. } => End::Stopped(Why::EngineLost(error_for_record)),
         _ => End::failed(error_for_record),
     }
 }
@@ -347,4 +379,57 @@ pub fn usage(exit: Option<&Exit>) -> Option<Usage> {
 /// A time limit as a duration; none is for ever.
 pub fn limit(timeout: Limit<schemas::HumanDuration>) -> Option<Duration> {
     timeout.bound().map(|timeout| timeout.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::logs::Notes;
+    use crate::runtime::fake::{Done as Did, FakeRuntime};
+    use schemas::{QueueName, TaskId};
+
+    #[tokio::test]
+    async fn a_shorter_grace_counts_while_a_longer_one_runs() {
+        let runtime = FakeRuntime::new();
+        let job = Job {
+            start: StartId::new("s").unwrap(),
+            key: TaskKey::new(QueueName::new("q").unwrap(), TaskId::new("t").unwrap()),
+            attempt: 1,
+            workload: Workload::Container(schemas::task::Container::new("a")),
+            env: Default::default(),
+            folder: Default::default(),
+            result_file: Default::default(),
+            artifacts: Vec::new(),
+            notes: Notes::nowhere(),
+            limits: Bounds { cpu: Limit::Unlimited, memory: Limit::Unlimited, pids: Limit::Unlimited },
+            alive_until: None,
+        };
+        let start = job.start.clone();
+        let _output = runtime.start(job).await.unwrap();
+        runtime.be_deaf();
+        let (wish, mut stop) = watch::channel(None);
+        let stopping = {
+            let (runtime, start) = (runtime.clone(), start.clone());
+            tokio::spawn(async move { stop_in(&*runtime, &start, &mut stop).await })
+        };
+        let graces = [3_600, 5, 0].map(Duration::from_secs);
+        for (at, grace) in graces.into_iter().enumerate() {
+            wish.send_replace(Some(grace));
+            while runtime.done().len() <= at {
+                tokio::task::yield_now().await;
+            }
+        }
+        assert_eq!(runtime.done(), graces.map(|grace| Did::Stop(start.clone(), grace)));
+        runtime.end(&start, Exit::default());
+        stopping.await.unwrap().unwrap();
+    }
+
+    #[test]
+    fn what_may_have_run_is_lost_and_what_did_not_is_put_off() {
+        let why = || "frozen".to_owned();
+        let unsure = not_started(StartError::Unsure { runtime: "docker", why: why() });
+        assert!(matches!(unsure, End::Stopped(Why::EngineLost(error)) if error.code == Code::EngineLost));
+        let unsent = not_started(StartError::Unavailable { runtime: "docker", why: why() });
+        assert!(matches!(unsent, End::Stopped(Why::Unstarted(_))));
+    }
 }

@@ -222,6 +222,14 @@ pub enum StartError {
         /// What was seen.
         why: String,
     },
+    /// The engine fell silent in the middle of the start: the workload may have run, and is removed as soon as it can be.
+    #[error("the runtime `{runtime}` fell silent while it started the workload: {why}")]
+    Unsure {
+        /// Whose word.
+        runtime: &'static str,
+        /// What was seen.
+        why: String,
+    },
     /// Something that may pass.
     #[error("{what}")]
     Failed {
@@ -242,6 +250,7 @@ impl StartError {
             Self::WrongKind { .. } => Code::RuntimeNotAllowed,
             Self::Refused { code, .. } => *code,
             Self::Unavailable { .. } => Code::EngineUnavailable,
+            Self::Unsure { .. } => Code::EngineLost,
             Self::Failed { .. } => Code::StartFailed,
         };
         let mut message = self.to_string();

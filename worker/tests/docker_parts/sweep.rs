@@ -7,7 +7,7 @@ use schemas::{AgentId, StartId};
 use shoal_worker::runtime::docker::labels::{Owner, own_labels};
 use shoal_worker::runtime::docker::sweep::{Swept, sweep};
 
-use crate::support::{Engine, engine, task};
+use crate::support::{Engine, engine, random_word, task};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -60,6 +60,33 @@ async fn another_fleet_is_never_touched() {
     let nobodys = engine.run(nobodys).await;
     assert!(swept(&engine, Duration::ZERO).await.is_nothing());
     assert!(other.has(&theirs).await && engine.has(&nobodys).await);
+}
+
+#[tokio::test]
+async fn a_strangers_container_is_not_ours_by_the_labels_of_its_image() {
+    let engine = engine!();
+    let before = engine.owner_of("before");
+    let ours = engine.run(task(&before, "a", true)).await;
+    let image = format!("shoal-worker-test/kept-{}", random_word());
+    let commit = bollard::query_parameters::CommitContainerOptions {
+        container: Some(ours.clone()),
+        repo: Some(image.clone()),
+        ..Default::default()
+    };
+    engine.docker.commit_container(commit, bollard::models::ContainerConfig::default()).await.unwrap();
+    engine.forget(&image);
+    let of_image = |labels| bollard::models::ContainerCreateBody {
+        image: Some(image.clone()),
+        cmd: Some(vec!["sleep".into(), "600".into()]),
+        labels: Some(labels),
+        ..Default::default()
+    };
+    let no_name = || None::<bollard::query_parameters::CreateContainerOptions>;
+    let theirs = engine.docker.create_container(no_name(), of_image(HashMap::new())).await.unwrap().id;
+    let also_ours = engine.docker.create_container(no_name(), of_image(task(&before, "b", true))).await.unwrap().id;
+    assert_eq!(swept(&engine, Duration::ZERO).await.containers, 2);
+    assert!(engine.has(&theirs).await);
+    assert!(!engine.has(&ours).await && !engine.has(&also_ours).await);
 }
 
 #[tokio::test]

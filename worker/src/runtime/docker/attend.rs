@@ -113,10 +113,10 @@ impl Attendant {
             returns.borrow_and_update();
             let options = WaitContainerOptionsBuilder::default().condition("not-running").build();
             let mut answers = self.core.engine.docker.wait_container(name, Some(options));
-            let waited = tokio::select! {
+            let (waited, is_back) = tokio::select! {
                 biased;
-                waited = answers.next() => waited,
-                _ = returns.changed() => None,
+                waited = answers.next() => (waited, false),
+                _ = returns.changed() => (None, true),
             };
             drop(answers);
             match waited {
@@ -146,6 +146,9 @@ impl Attendant {
                 // Paused counts as running, too. What comes from now on is its own doing.
                 broken = None;
                 self.again.notify_one();
+                if !is_back {
+                    tokio::time::sleep(ASK_AGAIN).await;
+                }
                 continue;
             }
             if let Some(why) = self.lost(&state, broken) {

@@ -23,7 +23,7 @@ use super::keeper::Keeper;
 use super::labels::{Owner, container_name, task_labels};
 use super::network::Holder;
 use super::pull::Images;
-use super::refusal::{create_refused, is_unreachable, start_refused, status, words};
+use super::refusal::{attach_refused, create_refused, is_unreachable, start_refused, status, words};
 use super::sweep::sweep;
 use super::{DockerConfig, NAME, files, output};
 use crate::policy::ContainerSettings;
@@ -57,8 +57,8 @@ pub(super) struct Core {
 impl Core {
     pub(super) async fn new(engine: Arc<Engine>, config: DockerConfig) -> Self {
         let owner = Owner { fleet: config.fleet, worker: config.worker, instance: config.instance };
-        // A folder that others write to can only be read and removed by root; labels of SELinux would shut them out.
-        let binds = nix::unistd::geteuid().is_root() && !engine.facts().selinux;
+        // A folder that others write to can only be read and removed by root.
+        let binds = nix::unistd::geteuid().is_root() && !engine.facts().is_shut_out;
         Self {
             images: Images::new(engine.docker.clone(), NAME),
             holder: Holder::new(owner.clone()),
@@ -150,7 +150,6 @@ impl Core {
         };
         let policy = &self.settings.policy;
         policy.check(&self.settings, container)?;
-        let mounts = policy.mounts(&self.settings, container)?;
         let facts = self.engine.facts();
         for warning in check_limits(&job.limits, &self.settings.limits, &facts)? {
             job.notes.say(&warning).await;
@@ -170,6 +169,8 @@ impl Core {
             Ok::<_, StartError>((image, network))
         };
         let (image, network) = given_up.run_until_cancelled(preparing).await.ok_or_else(gave_up)??;
+        // Where they lead now: a pull takes its time, and another task may write in one of these folders.
+        let mounts = policy.mounts(&self.settings, container)?;
         let working_dir = container.working_dir.clone().or(image.working_dir);
         let working_dir = working_dir.unwrap_or_else(|| WORK_FOLDER.to_owned());
         let mut plan = Plan {
@@ -194,9 +195,13 @@ impl Core {
             return Err(gave_up());
         }
         let attached = attach(&self.engine, &known.name, container.stdin.is_some()).await;
-        let attached = attached.map_err(|error| start_refused(error, container))?;
+        let attached = attached.map_err(|error| attach_refused(error, container))?;
         if given_up.is_cancelled() {
             return Err(gave_up());
+        }
+        // Not even asked for, it certainly does not run.
+        if let Some(why) = self.engine.trouble().borrow().clone() {
+            return Err(StartError::Unavailable { runtime: NAME, why });
         }
         let started = self.engine.ask(PATIENCE, self.engine.docker.start_container(&known.name, None)).await;
         started.map_err(|error| start_refused(error, container))?;
@@ -269,8 +274,8 @@ impl Core {
         loop {
             tokio::select! {
                 () = tokio::time::sleep(pause) => pause = self.settings.sweep_every,
-                // Once more when what was made just before the outage is old enough.
-                _ = returns.changed() => pause = pause.min(SWEEP_GRACE + Duration::from_secs(1)),
+                // What it still does of the time before its outage is too young for a sweep now.
+                _ = returns.changed() => pause = self.settings.sweep_every.min(SWEEP_GRACE + Duration::from_secs(2)),
                 () = stop.cancelled() => return,
             }
             stop.run_until_cancelled(self.sweep()).await;

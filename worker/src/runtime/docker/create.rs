@@ -184,7 +184,7 @@ mod tests {
         memory_limit: true,
         pids_limit: true,
         live_restore: false,
-        selinux: false,
+        is_shut_out: false,
     };
 
     fn none() -> Facts {

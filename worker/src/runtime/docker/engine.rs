@@ -41,8 +41,8 @@ pub(super) struct Facts {
     pub(super) pids_limit: bool,
     /// Its containers outlive it.
     pub(super) live_restore: bool,
-    /// Labels of SELinux keep containers from folders of the machine.
-    pub(super) selinux: bool,
+    /// Labels of SELinux, or users of its own, keep it and its containers from folders of ours.
+    pub(super) is_shut_out: bool,
 }
 
 /// The engine as the whole runtime shares it.
@@ -195,7 +195,9 @@ impl Engine {
             memory_limit: info.memory_limit.unwrap_or(false),
             pids_limit: info.pids_limit.unwrap_or(false),
             live_restore: info.live_restore_enabled.unwrap_or(false),
-            selinux: options.iter().any(|option| option.contains("selinux")),
+            is_shut_out: options
+                .iter()
+                .any(|of| ["selinux", "userns", "rootless"].iter().any(|word| of.contains(word))),
         };
         *self.facts.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(facts);
         Ok(())

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use super::engine::{Engine, PATIENCE};
 use super::jobs::Known;
 use super::refusal::{status, words};
-use crate::objects;
+use crate::{folder, objects};
 
 /// The result's name in the work folder; no glob gathers it.
 const RESULT: &str = ".result";
@@ -76,17 +76,20 @@ pub(super) async fn collect(engine: &Engine, job: &Known) -> Vec<String> {
         // Told when they are gathered.
         Err(_) => return warnings,
     };
-    // What a container left there is no artifact, and may be a link to anywhere.
-    if let Err(error) = empty(&job.folder) {
-        warnings.push(format!("artifacts not collected: {error}"));
-        return warnings;
-    }
+    // Beside the folder, which the container may have as its own: what is fetched may lie in it.
+    let fetched = job.folder.with_extension("fetched");
     for prefix in prefixes(&job.artifacts) {
         let path = Path::new(&placed.working_dir).join(&prefix);
-        let take = Take::Matching { globs: globs.clone(), prefix, into: job.folder.clone() };
+        let take = Take::Matching { globs: globs.clone(), prefix, into: fetched.clone() };
         if let Err(error) = fetch(engine, &job.name, &path.to_string_lossy(), take).await {
             warnings.push(format!("artifacts not collected from {}: {error}", path.display()));
         }
+    }
+    // What the container left in the folder otherwise is no artifact, and may be a link to anywhere.
+    let into = job.folder.clone();
+    let replaced = tokio::task::spawn_blocking(move || replace(&into, &fetched)).await;
+    if let Err(error) = replaced.unwrap_or_else(|_| Err(io::Error::other("it panicked"))) {
+        warnings.push(format!("artifacts not collected: {error}"));
     }
     warnings
 }
@@ -101,16 +104,13 @@ fn take_result(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-fn empty(folder: &Path) -> io::Result<()> {
-    for entry in std::fs::read_dir(folder)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            std::fs::remove_dir_all(entry.path())?;
-        } else {
-            std::fs::remove_file(entry.path())?;
-        }
+/// Puts what was fetched, if anything, in the place of a folder and all that it holds.
+fn replace(folder: &Path, fetched: &Path) -> io::Result<()> {
+    folder::remove_tree(folder)?;
+    match std::fs::rename(fetched, folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => std::fs::create_dir(folder),
+        renamed => renamed,
     }
-    Ok(())
 }
 
 /// The folders and files that must be looked through: what stands in the globs before the first wildcard.

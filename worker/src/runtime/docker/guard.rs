@@ -261,6 +261,10 @@ impl Watch {
         labels.push(format!("{MORTAL}=true"));
         let running = ["running", "paused", "restarting"].map(str::to_owned).to_vec();
         let ids = self.engine.list("containers", HashMap::from([("label", labels), ("status", running)]))?;
+        // Kept alive again while the engine answered: what it named may have begun since.
+        if self.lease.until_ns() > clock::now_ns() {
+            return Ok(0);
+        }
         if !ids.is_empty() {
             // Told first: who sees a container die must find that it was us.
             self.lease.tell_end();

@@ -12,7 +12,7 @@ use super::create::hardened;
 use super::engine::{Engine, PATIENCE};
 use super::labels::{Owner, own_labels};
 use super::program::{Program, ensure_image};
-use super::refusal::{create_refused, start_refused, status};
+use super::refusal::{create_refused, status};
 use crate::runtime::StartError;
 
 /// The holder's image; made where it is missing, never pulled.
@@ -44,7 +44,7 @@ impl Holder {
                 }
                 Ok(_) => drop(remove(engine, id).await),
                 Err(error) if status(&error) == Some(404) => {}
-                Err(error) => return Err(start_refused(error, &Container::new(IMAGE))),
+                Err(error) => return Err(create_refused(error, &Container::new(IMAGE))),
             }
         }
         let id = self.make(engine).await?;
@@ -87,7 +87,7 @@ impl Holder {
         let id = created.map_err(|error| create_refused(error, &as_container))?.id;
         if let Err(error) = engine.ask(PATIENCE, engine.docker.start_container(&id, None)).await {
             let _ = remove(engine, &id).await;
-            return Err(start_refused(error, &as_container));
+            return Err(create_refused(error, &as_container));
         }
         Ok(id)
     }

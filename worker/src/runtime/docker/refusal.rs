@@ -17,12 +17,37 @@ pub const DOCKER: &str = "docker";
 
 /// Why a container could not be created.
 pub fn create_refused(error: Error, container: &Container) -> StartError {
-    refused(error, container, "create the container")
+    unstarted(refused(error, container, "create the container"))
 }
 
-/// Why a created container could not be started.
+/// Why a created container could not be started. Where a request went out and no answer came, nobody knows.
 pub fn start_refused(error: Error, container: &Container) -> StartError {
-    refused(error, container, "start the container")
+    match is_unreachable(&error) {
+        Some(why) if !is_unsent(&error) => StartError::Unsure { runtime: DOCKER, why },
+        _ => refused(error, container, "start the container"),
+    }
+}
+
+/// The engine never heard of it.
+fn is_unsent(error: &Error) -> bool {
+    match error {
+        Error::SocketNotFoundError(_) => true,
+        Error::HyperLegacyError { err } => err.is_connect(),
+        _ => false,
+    }
+}
+
+/// Why a created container could not be attached to: it did not run yet.
+pub fn attach_refused(error: Error, container: &Container) -> StartError {
+    unstarted(refused(error, container, "attach to the container"))
+}
+
+/// What was not yet to run did not.
+fn unstarted(error: StartError) -> StartError {
+    match error {
+        StartError::Unsure { runtime, why } => StartError::Unavailable { runtime, why },
+        error => error,
+    }
 }
 
 /// The engine does not answer, and how that showed; `None` where it said something.
@@ -83,6 +108,8 @@ fn refused(error: Error, container: &Container, what: &'static str) -> StartErro
         }
         Reason::Limit(limit) => StartError::LimitUnsupported { limit, why: message },
         Reason::Code(code) => refused(code),
+        Reason::Away => StartError::Unavailable { runtime: DOCKER, why: message },
+        Reason::Broken => StartError::Unsure { runtime: DOCKER, why: message },
         Reason::MayPass => {
             StartError::Failed { what: format!("the engine failed to {what}"), source: Some(io::Error::other(message)) }
         }
@@ -95,6 +122,10 @@ enum Reason {
     NotExecutable,
     Limit(&'static str),
     Code(Code),
+    /// Nothing of the task's: what it would have joined, or the engine itself, is on its way out.
+    Away,
+    /// The same, of what is below the engine, which may have done it all the same.
+    Broken,
     MayPass,
 }
 
@@ -104,6 +135,13 @@ fn reason(text: &str) -> Reason {
     let has = |phrases: &[&str]| phrases.iter().any(|phrase| text.contains(phrase));
     if has(&["unable to find user", "unable to find group", "in passwd file", "in group file", "no users found", "no groups found"]) {
         return Reason::Code(Code::UserNotFound);
+    }
+    // Only as its first words: behind them it may quote the task, which could have itself put off for ever.
+    if ["cannot join network of a non running container", "no such container"].iter().any(|phrase| text.starts_with(phrase)) {
+        return Reason::Away;
+    }
+    if has(&["transport is closing", "code = unavailable", "error while dialing"]) && !has(&["exec: "]) {
+        return Reason::Broken;
     }
     if has(&["port is already allocated", "address already in use", "ports are not available"]) {
         return Reason::Code(Code::PortTaken);
@@ -178,6 +216,9 @@ mod tests {
             ("invalid reference format: repository name must be lowercase", code(InvalidImage)),
             ("invalid reference format: repository name (library/Alpine) must be lowercase", code(InvalidImage)),
             ("invalid checksum digest length", code(InvalidImage)),
+            ("cannot join network of a non running container: 0123abc", Reason::Away),
+            ("OCI runtime create failed: exec: \"no such container\": executable file not found in $PATH", Reason::NotFound),
+            ("rpc error: code = Unavailable desc = transport is closing: unknown", Reason::Broken),
             ("Minimum memory limit allowed is 6MB", Reason::Limit("memory")),
             ("Minimum memory limit allowed is 4MB", Reason::Limit("memory")),
             ("Range of CPUs is from 0.01 to 2.00, as there are only 2 CPUs available", Reason::Limit("cpu")),
@@ -199,7 +240,7 @@ mod tests {
             ("No command specified", Reason::NotFound),
             ("no command specified", Reason::NotFound),
             ("Conflict. The container name \"/a\" is already in use by container \"b\". You have to remove (or rename) that container to be able to reuse that name.", Reason::MayPass),
-            ("No such container: nonet", Reason::MayPass),
+            ("No such container: nonet", Reason::Away),
             // Below it: runc and crun, by way of containerd's shim.
             ("OCI runtime create failed: container_linux.go:380: starting container process caused: exec: \"nosuch\": executable file not found in $PATH: unknown", Reason::NotFound),
             ("failed to create shim task: OCI runtime create failed: runc create failed: unable to start container process: exec: \"/no/such/prog\": stat /no/such/prog: no such file or directory: unknown", Reason::NotFound),
@@ -235,8 +276,12 @@ mod tests {
         let down = Error::IOError { err: io::ErrorKind::ConnectionRefused.into() };
         let down = create_refused(down, &Container::new("a"));
         assert!(matches!(down, StartError::Unavailable { runtime: DOCKER, .. }), "{down}");
-        let slow = start_refused(Error::RequestTimeoutError, &Container::new("a"));
+        let slow = attach_refused(Error::RequestTimeoutError, &Container::new("a"));
         assert!(matches!(slow, StartError::Unavailable { .. }), "{slow}");
+        let unsure = start_refused(Error::RequestTimeoutError, &Container::new("a"));
+        assert!(matches!(unsure, StartError::Unsure { .. }), "it may run: {unsure}");
+        let unsent = start_refused(Error::SocketNotFoundError("/s".into()), &Container::new("a"));
+        assert!(matches!(unsent, StartError::Unavailable { .. }), "{unsent}");
         let said = Error::DockerResponseServerError { status_code: 500, message: String::new() };
         assert_eq!(is_unreachable(&said), None);
         assert_eq!(words(&said), "the engine answers 500");

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bollard::errors::Error;
 use bollard::models::ContainerSummaryStateEnum;
 use bollard::query_parameters::{
     KillContainerOptionsBuilder, ListContainersOptionsBuilder, StopContainerOptionsBuilder,
@@ -32,8 +33,8 @@ const CLOSE_PATIENCE: Duration = Duration::from_secs(20);
 const CLOSE_PATIENCE_DOWN: Duration = Duration::from_secs(2);
 /// Between two kills of a container that does not go.
 const KILL_AGAIN: Duration = Duration::from_secs(5);
-/// How long a container is tried to be stopped while the engine does not answer.
-const ABANDON_AFTER: Duration = Duration::from_secs(5);
+/// How long a container is tried to be stopped while the engine does not answer; less where its grace is shorter.
+const ABANDON_AFTER: Duration = Duration::from_secs(10);
 /// How long a stop may take the engine beyond its grace.
 const STOP_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -102,7 +103,7 @@ impl DockerRuntime {
 
     /// Lets go of a container behind an engine that does not answer: its attempt, and the worker, must be able to end.
     async fn give_up(&self, known: &Known, grace: Duration) {
-        tokio::time::sleep(grace + ABANDON_AFTER).await;
+        tokio::time::sleep(grace.min(ABANDON_AFTER)).await;
         let _ = self.core.engine.trouble().wait_for(Option::is_some).await;
         known.abandoned.cancel();
     }
@@ -119,6 +120,10 @@ impl DockerRuntime {
         loop {
             engine.up().await;
             match engine.ask(grace + STOP_PATIENCE, stop()).await {
+                // One that answers others has heard this, too, and only counts the grace; a second signal could mean more.
+                Err(Error::RequestTimeoutError) if engine.trouble().borrow().is_none() => {
+                    return std::future::pending().await;
+                }
                 Err(error) if is_unreachable(&error).is_some() => tokio::time::sleep(KILL_AGAIN / 10).await,
                 // Stopped, or about to be told so.
                 _ => return std::future::pending().await,
@@ -212,14 +217,14 @@ impl DockerRuntime {
         self.end_services.cancel();
         self.services.close();
         self.services.wait().await;
-        match removed {
+        match removed && core.engine.trouble().borrow().is_none() {
             true => core.keeper.end().await,
             false => core.keeper.leave(),
         }
     }
 }
 
-fn failed(what: &'static str, source: bollard::errors::Error) -> RuntimeError {
+fn failed(what: &'static str, source: Error) -> RuntimeError {
     RuntimeError::Engine { runtime: NAME, what, source: Box::new(source) }
 }
 

@@ -53,9 +53,14 @@ pub async fn sweep(
 
     let list = ListContainersOptions { all: true, filters: filters.clone(), ..ListContainersOptions::default() };
     let containers = docker.list_containers(Some(list)).await?.into_iter();
-    let left = containers.filter(|it| it.labels.as_ref().is_some_and(|labels| is_left(labels, it.created)));
+    let mut left = Vec::new();
+    for it in containers.filter(|it| it.labels.as_ref().is_some_and(|labels| is_left(labels, it.created))) {
+        if !is_inherited(docker, it.labels.as_ref(), it.image_id.as_deref()).await? {
+            left.extend(it.id);
+        }
+    }
     let force = RemoveContainerOptions { force: true, v: true, ..RemoveContainerOptions::default() };
-    let removals = left.filter_map(|it| it.id).map(|id| {
+    let removals = left.into_iter().map(|id| {
         let force = force.clone();
         async move { docker.remove_container(&id, Some(force)).await }
     });
@@ -97,6 +102,24 @@ fn is_left(
         .and_then(|created| u64::try_from(created).ok())
         .map(|made| now.saturating_sub(Duration::from_secs(made)));
     is_task && !start.is_some_and(|start| live(&start)) && age.is_some_and(|age| age >= grace)
+}
+
+/// Whether a container has our labels only from its image: who commits one of ours to an image and runs that, runs a
+/// container of their own. One of ours has a start, or a life, that no image can know.
+async fn is_inherited(
+    docker: &Docker,
+    labels: Option<&HashMap<String, String>>,
+    image: Option<&str>,
+) -> Result<bool, Error> {
+    let (Some(labels), Some(image)) = (labels, image) else { return Ok(false) };
+    let of_image = match docker.inspect_image(image).await {
+        Ok(found) => found.config.and_then(|config| config.labels).unwrap_or_default(),
+        Err(error) if is_unreachable(&error).is_some() => return Err(error),
+        // It may be gone; then nothing speaks for a stranger.
+        Err(_) => return Ok(false),
+    };
+    let same = |name: &str| of_image.get(name) == labels.get(name);
+    Ok(of_image.contains_key(labels::INSTANCE) && same(labels::INSTANCE) && same(labels::START))
 }
 
 /// The number of those that went well. What is gone already, or on its way, is as good.
