@@ -694,16 +694,17 @@ async fn what_is_not_kept_alive_is_killed_and_told() {
     let Some(fixture) = Fixture::new().await else { return };
     assert!(fixture.runtime.capabilities().capabilities.contains(&"keep_alive".to_owned()));
     let script = "echo ready; sleep 1000";
-    let mortal = Job { alive_until: Some(Instant::now() + Duration::from_secs(2)), ..fixture.shell(script) };
-    let (start, mut started) = (mortal.start.clone(), within(fixture.runtime.start(mortal)).await.unwrap());
     let immortal = fixture.shell(script);
     let (other, mut others) = (immortal.start.clone(), within(fixture.runtime.start(immortal)).await.unwrap());
-    read_until(&mut started.stdout, "ready").await;
     read_until(&mut others.stdout, "ready").await;
+    // Long enough for its start on a busy machine.
     let began = Instant::now();
-    fixture.runtime.keep_alive(began + Duration::from_secs(3));
+    let mortal = Job { alive_until: Some(began + Duration::from_secs(6)), ..fixture.shell(script) };
+    let (start, mut started) = (mortal.start.clone(), within(fixture.runtime.start(mortal)).await.unwrap());
+    read_until(&mut started.stdout, "ready").await;
+    fixture.runtime.keep_alive(began + Duration::from_secs(7));
     let exit = fixture.finish(&start, started).await.exit;
-    assert!(began.elapsed() >= Duration::from_secs(3), "{:?}", began.elapsed());
+    assert!(began.elapsed() >= Duration::from_secs(7), "{:?}", began.elapsed());
     assert!(exit.not_kept_alive && exit.signal == Some(9), "{exit:?}");
     let listed = fixture.runtime.list().await.unwrap();
     assert!(listed.iter().any(|listed| listed.start == other && listed.status == Status::Running), "{listed:?}");

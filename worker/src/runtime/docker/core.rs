@@ -150,6 +150,11 @@ impl Core {
         };
         let policy = &self.settings.policy;
         policy.check(&self.settings, container)?;
+        if !container.mounts.is_empty() && !self.engine.is_local() {
+            // Where a link leads there cannot be seen from here, and so not judged.
+            let message = "this worker's engine is on another machine, so it allows no mounts".to_owned();
+            return Err(StartError::Refused { code: schemas::Code::PolicyForbidden, message });
+        }
         let facts = self.engine.facts();
         for warning in check_limits(&job.limits, &self.settings.limits, &facts)? {
             job.notes.say(&warning).await;
