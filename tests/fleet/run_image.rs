@@ -1,13 +1,9 @@
 //! `shoal run --image` and what the commands show of container work, with an engine and without (C1, C2, O2).
 
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
-use std::time::Duration;
-
 use schemas::{AgentStatus, State};
 use serde_json::json;
 
-use crate::support::{Fleet, Program, eventually, random_word};
+use crate::support::{Fleet, IMAGE, engine, eventually, random_word};
 
 #[tokio::test]
 async fn a_container_that_nobody_runs_waits_says_why_and_is_cancelled_by_ctrl_c() {
@@ -71,54 +67,11 @@ async fn a_runtime_that_is_down_is_shown_as_such() {
     assert!(explained.contains("the engine is down: by-hand `docker` is down"), "{explained}");
 }
 
-/// Asks the engine of this machine by its own API; status and text of its answer.
-fn ask_engine(path: &str) -> std::io::Result<(u16, String)> {
-    let mut engine = UnixStream::connect("/var/run/docker.sock")?;
-    engine.set_read_timeout(Some(Duration::from_secs(20)))?;
-    write!(engine, "GET {path} HTTP/1.1\r\nHost: engine\r\nConnection: close\r\n\r\n")?;
-    let mut answer = Vec::new();
-    engine.read_to_end(&mut answer)?;
-    let answer = String::from_utf8_lossy(&answer).into_owned();
-    let status = answer.get(9..12).and_then(|code| code.parse().ok());
-    Ok((status.ok_or_else(|| std::io::Error::other("no HTTP"))?, answer))
-}
-
-/// Whether the engine has a container of the task with this id, running or not.
-fn has_container(id: &str) -> bool {
-    let filter = format!("%7B%22label%22%3A%5B%22shoal.task%3D{id}%22%5D%7D");
-    let (status, answer) = ask_engine(&format!("/containers/json?all=1&filters={filter}")).expect("the engine answers");
-    assert_eq!(status, 200, "{answer}");
-    answer.contains("\"Id\"")
-}
-
-/// Whether an engine with our image is here. In CI it must be.
-fn engine_is_here() -> bool {
-    let why = match ask_engine(&format!("/images/{IMAGE}/json")) {
-        Ok((200, _)) => return true,
-        Ok((status, _)) => format!("the engine says {status} of {IMAGE}"),
-        Err(error) => format!("no Docker engine answers: {error}"),
-    };
-    assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "in CI no test is skipped, but {why}");
-    eprintln!("SKIPPED: {why}");
-    false
-}
-
-/// Made of a static busybox.
-const IMAGE: &str = "shoal-test/busybox:1";
-
-/// A worker that nobody else on the engine can be mistaken for.
-async fn contained(fleet: &Fleet) -> Program {
-    let worker = fleet.worker(&format!("w-{}", &random_word()[..10])).slots(4).runtimes("call,docker");
-    worker.env("SHOAL_ALLOWED_MOUNTS", &fleet.folder().display().to_string()).start().await
-}
-
 #[tokio::test]
 async fn a_container_runs_as_if_it_ran_here() {
-    if !engine_is_here() {
-        return;
-    }
+    let engine = engine!();
     let fleet = Fleet::start().await;
-    let _worker = contained(&fleet).await;
+    let _worker = engine.worker(&fleet, "w").slots(4).start().await;
     let script = "echo out; echo err >&2; exit 7";
     let output = fleet.shoal(&["run", "--id", "a", "--image", IMAGE, "--", "sh", "-c", script]).await.exit(7);
     assert_eq!(output.stdout, "out\n");
@@ -137,11 +90,9 @@ async fn a_container_runs_as_if_it_ran_here() {
 
 #[tokio::test]
 async fn what_keeps_a_container_from_starting_has_an_exit_code_of_its_own() {
-    if !engine_is_here() {
-        return;
-    }
+    let engine = engine!();
     let fleet = Fleet::start().await;
-    let _worker = contained(&fleet).await;
+    let _worker = engine.worker(&fleet, "w").slots(4).start().await;
     for (args, code) in [
         (&["--", "no-such-program"][..], 127),
         (&["--", "/etc"], 126),
@@ -159,17 +110,15 @@ async fn what_keeps_a_container_from_starting_has_an_exit_code_of_its_own() {
 
 #[tokio::test]
 async fn an_interrupted_container_is_stopped_and_gone() {
-    if !engine_is_here() {
-        return;
-    }
+    let engine = engine!();
     let fleet = Fleet::start().await;
-    let _worker = contained(&fleet).await;
+    let _worker = engine.worker(&fleet, "w").slots(4).start().await;
     let id = random_word();
     let mut run = fleet.spawn(&["run", "--id", &id, "--image", IMAGE, "--init", "--", "sleep", "600"], "");
     fleet.in_state(&format!("default.{id}"), State::Running).await;
-    eventually("its container", async || if has_container(&id) { Ok(()) } else { Err("none".to_owned()) }).await;
+    engine.running(&id).await;
     run.interrupt();
     assert_eq!(run.wait().await.code, 130);
     assert_eq!(fleet.record(&format!("default.{id}")).await.expect("there").state, State::Cancelled);
-    eventually("no container", async || if has_container(&id) { Err("one".to_owned()) } else { Ok(()) }).await;
+    engine.is_clean().await;
 }
