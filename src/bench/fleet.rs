@@ -165,7 +165,8 @@ fn shoal(role: &str, url: &str) -> Command {
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("SHOAL_")) {
         command.env_remove(name);
     }
-    command.env("SHOAL_LOG_LEVEL", "warn");
+    // The worker makes the queue's consumer, whose lease it is.
+    command.env("SHOAL_LOG_LEVEL", "warn").env("SHOAL_ACK_WAIT", ACK_WAIT.to_string());
     command.arg(role).env("SHOAL_NATS_URL", url).stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
     command
 }

@@ -127,6 +127,17 @@ async fn a_task_five_times_longer_than_the_ack_wait_runs_once() {
 }
 
 #[tokio::test]
+async fn a_worker_that_waited_a_lease_for_its_first_task_writes_one_record() {
+    let fleet = Fleet::builder().ack_wait("2s").start().await;
+    let _worker = fleet.worker("w").start().await;
+    // Within a lease of its connection even a first delivery is claimed; the time is what is under test.
+    tokio::time::sleep(std::time::Duration::from_millis(2_500)).await;
+    assert_eq!(fleet.run("default.a", &noop()).await.state, State::Succeeded);
+    let state = fleet.stream("KV_shoal_tasks").await.cached_info().state.clone();
+    assert_eq!((state.messages, state.last_sequence), (1, 1), "no claim before its end");
+}
+
+#[tokio::test]
 async fn on_lost_fail_starts_once_when_its_worker_is_killed() {
     let fleet = Fleet::start().await;
     let ledger = Ledger::watch(&fleet).await;

@@ -57,7 +57,9 @@ impl Intake {
         ready: watch::Sender<bool>,
     ) -> Self {
         let served = vec![false; worker.queues.len()];
+        // A connection is as old as this loop at least; its first delivery does not make it new.
         let connected_at = Instant::now();
+        let epoch = worker.js.client().statistics().connects.load(Ordering::Relaxed);
         let (blocked, cordon) = (worker.blocked.subscribe(), worker.cordon.changes());
         Self {
             worker,
@@ -71,7 +73,7 @@ impl Intake {
             served,
             looking: None,
             look: true,
-            epoch: 0,
+            epoch,
             connected_at,
         }
     }
