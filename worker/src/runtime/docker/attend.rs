@@ -21,8 +21,8 @@ use super::usage;
 use crate::logs::Notes;
 use crate::runtime::Exit;
 
-/// The engine may learn of the kernel's kill a moment after the end itself.
-const OOM_IS_TOLD_WITHIN: Duration = Duration::from_millis(50);
+/// The engine may learn of the kernel's kill a moment after the end itself: asked so often, with this pause before each.
+const OOM_IS_TOLD: (u32, Duration) = (20, Duration::from_millis(50));
 /// After an answer that makes no sense.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -171,11 +171,16 @@ impl Attendant {
 
     async fn exit(&self, mut state: ContainerState) -> Exit {
         let killed = |state: &ContainerState| state.exit_code == Some(137) && state.oom_killed != Some(true);
-        if killed(&state) && !self.known.placed().stopped {
-            tokio::time::sleep(OOM_IS_TOLD_WITHIN).await;
+        let (times, pause) = OOM_IS_TOLD;
+        for _ in 0..times {
+            if !killed(&state) || self.known.placed().stopped {
+                break;
+            }
+            tokio::time::sleep(pause).await;
             let inspect = self.core.engine.docker.inspect_container(&self.known.name, None);
-            if let Ok(found) = self.core.engine.ask(PATIENCE, inspect).await {
-                state = found.state.unwrap_or(state);
+            match self.core.engine.ask(PATIENCE, inspect).await {
+                Ok(found) => state = found.state.unwrap_or(state),
+                Err(_) => break,
             }
         }
         if let Some(error) = state.error.as_deref().filter(|error| !error.is_empty()) {
