@@ -33,5 +33,6 @@ mod retries;
 mod run_image;
 mod security;
 mod submit;
+#[path = "../support/mod.rs"]
 mod support;
 mod up;

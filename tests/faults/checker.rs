@@ -1,0 +1,1 @@
+//! Decides each invariant over a history.

@@ -1,0 +1,13 @@
+//! What Shoal promises, tried by breaking things: a nemesis over real fleets, and a checker that reads only what a user
+//! can read afterwards.
+//!
+//! | module | is |
+//! | --- | --- |
+//! | `history` | what was done and what can be read afterwards: the checker's only input |
+//! | `checker` | decides each invariant over a history; its own tests forge histories |
+
+mod checker;
+mod history;
+#[path = "../support/mod.rs"]
+#[allow(dead_code, unused_imports, reason = "shared with the fleet tests, which use all of it")]
+mod support;
