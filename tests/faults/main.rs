@@ -5,9 +5,23 @@
 //! | --- | --- |
 //! | `history` | what was done and what can be read afterwards: the checker's only input |
 //! | `checker` | decides each invariant over a history; its own tests forge histories |
+//! | `dice` | the seed of a round |
+//! | `load`, `submitter` | tasks of all kinds, and a user who loses nothing |
+//! | `world`, `nemesis`, `firewall` | a fleet as an operator runs it, and what is done to it |
+//! | `read`, `round` | gathering the history of one round |
+//! | `rounds` | the short rounds of `make test` |
 
 mod checker;
+mod dice;
+mod firewall;
 mod history;
+mod load;
+mod nemesis;
+mod read;
+mod round;
+mod rounds;
+mod submitter;
 #[path = "../support/mod.rs"]
-#[allow(dead_code, unused_imports, reason = "shared with the fleet tests, which use all of it")]
+#[allow(dead_code, unused_imports, unused_macros, reason = "shared with the fleet tests, which use all of it")]
 mod support;
+mod world;

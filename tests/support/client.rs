@@ -68,7 +68,8 @@ impl Client {
                 }
                 std::future::ready(())
             });
-        let nats = options.connect(url).await.unwrap_or_else(|e| panic!("connect to {url}: {e}"));
+        let servers: Vec<&str> = url.split(',').collect();
+        let nats = options.connect(servers).await.unwrap_or_else(|e| panic!("connect to {url}: {e}"));
         let js = jetstream::new(nats.clone());
         let names = Names::new(prefix.parse().expect("a prefix"));
         Self { nats, js, names, disconnects }

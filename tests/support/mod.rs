@@ -4,6 +4,7 @@
 //! sees. Every child dies with the thread of its test.
 
 mod client;
+mod cluster;
 mod curl;
 mod engine;
 mod fleet;
@@ -23,6 +24,7 @@ mod wait;
 pub(crate) use engine::engine;
 
 pub use client::{Client, Publish};
+pub use cluster::Cluster;
 pub use curl::{Answer, Event, curl, curl_stream, events};
 pub use engine::{Engine, IMAGE, IMAGE_APP, IMAGE_ENTRYPOINT, IMAGE_STATIC, IMAGE_USER};
 pub use fleet::{Fleet, FleetBuilder};
@@ -33,7 +35,7 @@ pub use nats::Nats;
 pub use operator::Operator;
 pub use own_engine::OwnEngine;
 pub use program::{Output, Program};
-pub use proxy::Proxy;
+pub use proxy::{Proxy, Weather};
 pub use raw::RawClient;
 pub use registry::{Fault, Registry};
 pub use system::{http_get, marked_processes, process_runs, random_word, signal};

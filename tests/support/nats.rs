@@ -95,6 +95,20 @@ impl Nats {
         serde_json::from_str(&body).expect("monitoring speaks JSON")
     }
 
+    /// Whether it runs.
+    pub fn runs(&self) -> bool {
+        self.child.is_some()
+    }
+
+    /// Whether its own health check finds nothing, streams and consumers included.
+    pub async fn healthy(&self) -> Result<(), String> {
+        match http_get(&self.monitor, "/healthz").await {
+            Ok((200, _)) => Ok(()),
+            Ok((status, body)) => Err(format!("{status} {body}")),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
     /// How many listen to a subject.
     pub async fn listeners(&self, subject: &str) -> usize {
         let page = self.monitor(&format!("/subsz?subs=1&test={subject}")).await;
