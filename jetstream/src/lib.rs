@@ -4,6 +4,7 @@
 //! The client crate's own wrappers hide the error codes that the protocol turns on (10071, 10077, 10158, 10164), so the
 //! requests are spoken here directly.
 
+mod clock;
 mod connect;
 mod consumer;
 mod publish;
@@ -16,6 +17,7 @@ pub use publish::{PublishError, Stored};
 pub use read::{Page, StoredMessage, UnreadMessage};
 pub use stream::{Ensure, Ensured, StreamState, Subjects};
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::client::{Request, RequestErrorKind};
@@ -114,6 +116,7 @@ impl ApiError {
 #[derive(Clone, Debug)]
 pub struct JetStream {
     client: async_nats::Client,
+    clock: Arc<clock::Clock>,
 }
 
 #[derive(Deserialize)]
@@ -132,7 +135,7 @@ struct Envelope {
 impl JetStream {
     /// Speaks over `client`.
     pub fn new(client: async_nats::Client) -> Self {
-        Self { client }
+        Self { client, clock: Arc::default() }
     }
 
     /// The connection below.

@@ -12,6 +12,7 @@
 //! | `rounds` | the short rounds of `make test` |
 
 mod checker;
+mod clock;
 mod dice;
 mod firewall;
 mod history;

@@ -30,3 +30,43 @@ async fn workers_that_die_freeze_and_leave_lose_nothing() {
         history.rest
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_that_loses_its_servers_one_by_one_goes_on() {
+    let mut round = round(5, &[Trouble::KillServer, Trouble::StepDown, Trouble::RestartServer]);
+    round.shape.cluster = true;
+    let history = round.play().await;
+    eprintln!(
+        "{} submissions, {} revisions, {} effects, rest {:?}",
+        history.submissions.len(),
+        history.revisions.len(),
+        history.effects.len(),
+        history.rest
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn workers_with_bad_lines_lose_nothing() {
+    let troubles = [Trouble::CutWorker, Trouble::FilterWorker, Trouble::Resets, Trouble::HalfOpen, Trouble::Slow];
+    let history = round(6, &troubles).play().await;
+    eprintln!(
+        "{} submissions, {} revisions, {} effects, rest {:?}",
+        history.submissions.len(),
+        history.revisions.len(),
+        history.effects.len(),
+        history.rest
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_dies_and_comes_back_loses_nothing() {
+    let troubles = [Trouble::KillServer, Trouble::RestartServer, Trouble::KillServer];
+    let history = round(7, &troubles).play().await;
+    eprintln!(
+        "{} submissions, {} revisions, {} effects, rest {:?}",
+        history.submissions.len(),
+        history.revisions.len(),
+        history.effects.len(),
+        history.rest
+    );
+}

@@ -1,9 +1,8 @@
 //! A worker that stays up but takes nothing new: a wish from afar, to this boot alone.
 
-use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use schemas::Timestamp;
 use schemas::cancel::{CordonReply, CordonRequest};
 use tokio::sync::watch;
 
@@ -14,13 +13,13 @@ use crate::worker::Worker;
 pub struct Cordon {
     /// The reason as the registry tells it.
     wish: watch::Sender<Option<String>>,
-    /// When it was last lifted; milliseconds since the epoch, 0 for never.
-    lifted: AtomicI64,
+    /// When it was last lifted.
+    lifted: Mutex<Option<Instant>>,
 }
 
 impl Default for Cordon {
     fn default() -> Self {
-        Self { wish: watch::Sender::new(None), lifted: AtomicI64::new(0) }
+        Self { wish: watch::Sender::new(None), lifted: Mutex::default() }
     }
 }
 
@@ -42,13 +41,12 @@ impl Cordon {
 
     /// Whether it was lifted so lately that no pull need have been answered since.
     pub fn lifted_within(&self, time: Duration) -> bool {
-        let lifted = self.lifted.load(Ordering::Relaxed);
-        lifted != 0 && Timestamp::now().since(Timestamp::from_millis(lifted)) < time
+        self.lifted.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|at| at.elapsed() < time)
     }
 
     fn set(&self, wish: Option<String>) {
         if wish.is_none() && self.is_on() {
-            self.lifted.store(Timestamp::now().as_millis(), Ordering::Relaxed);
+            *self.lifted.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         }
         self.wish.send_replace(wish);
     }

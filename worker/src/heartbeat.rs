@@ -37,7 +37,8 @@ impl Heartbeat {
     /// A worker that has not beaten yet.
     pub fn new(worker: Arc<Worker>, ready: watch::Receiver<bool>, draining: watch::Receiver<bool>) -> Self {
         let hostname = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
-        Self { worker, registered_at: Timestamp::now(), hostname, ready, draining, cpu: None }
+        let registered_at = worker.js.now();
+        Self { worker, registered_at, hostname, ready, draining, cpu: None }
     }
 
     /// Beats until `stop`, at once on every change of status, then says `offline`.
@@ -106,7 +107,7 @@ impl Heartbeat {
         if !*self.ready.borrow() {
             return (AgentStatus::Starting, Some("no pull was answered yet".into()));
         }
-        let silent = self.worker.pulse.last_fetch().is_none_or(|at| Timestamp::now().since(at) > FETCH_SILENCE);
+        let silent = self.worker.pulse.last_fetch().is_none_or(|at| self.worker.js.now().since(at) > FETCH_SILENCE);
         // With every slot taken there is nothing to fetch for.
         if silent && self.worker.slots.free() > 0 && !self.worker.cordon.lifted_within(FETCH_SILENCE) {
             return (AgentStatus::Starting, Some("the server does not answer pulls".into()));
@@ -140,7 +141,7 @@ impl Heartbeat {
             running_count: worker.running.count() as u32,
             free,
             registered_at: self.registered_at,
-            last_heartbeat: Timestamp::now(),
+            last_heartbeat: worker.js.now(),
             last_fetch: worker.pulse.last_fetch(),
             last_ack: worker.pulse.last_ack(),
         }

@@ -245,7 +245,7 @@ impl Intake {
             }
         };
         if answered {
-            worker.pulse.fetched();
+            worker.pulse.fetched(worker.js.now());
             self.served[queue] = true;
             if self.served.iter().all(|served| *served) {
                 self.ready.send_if_modified(|ready| !std::mem::replace(ready, true));

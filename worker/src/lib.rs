@@ -4,6 +4,7 @@
 //! the only place that speaks to the server.
 
 pub mod attempt;
+mod clock;
 pub mod config;
 mod cordon;
 pub mod drain;
@@ -101,6 +102,7 @@ pub async fn run(
     folder::sweep(&config.state_dir, &identity.id).map_err(WorkerError::Folders)?;
     let js = JetStream::new(connection.client.clone());
     let queues = bind_queues(&js, &config).await?;
+    clock::heed(&js, &config).await;
     let (calls, runtimes) = allowed_runtimes(&js, &config, &identity).await?;
     let worker = Arc::new(Worker {
         id: identity.id.clone(),
@@ -134,6 +136,7 @@ pub async fn run(
     services.spawn(worker.leases.clone().keep(end_services.clone()));
     services.spawn(keep_alive(worker.clone(), end_services.clone()));
     services.spawn(follow_trouble(worker.clone(), end_services.clone()));
+    services.spawn(clock::keep(worker.clone(), connection.clone(), end_services.clone()));
     services.spawn(follow_settings(worker.clone(), connection.clone(), end_services.clone()));
     let (drain_asked, drain_wish) = watch::channel(None);
     services.spawn(service::run(worker.clone(), drain_asked, end_services.clone()));

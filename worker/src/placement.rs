@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use schemas::agent::CONTAINER_RUNTIMES;
-use schemas::{AgentRecord, AgentStatus, Code, QueueName, TaskError, Timestamp, Workload};
+use schemas::{AgentRecord, AgentStatus, Code, QueueName, TaskError, Workload};
 
 use crate::runtime::Runtime;
 use crate::worker::Worker;
@@ -127,7 +127,7 @@ async fn look(worker: &Worker, queue: &QueueName, kind: &str) -> Result<Others, 
             from = message.sequence + 1;
             let Ok(agent) = serde_json::from_slice::<AgentRecord>(&message.payload) else { continue };
             let lives = match agent.status {
-                AgentStatus::Starting | AgentStatus::Ready => Timestamp::now().since(message.stored_at) < offline,
+                AgentStatus::Starting | AgentStatus::Ready => worker.js.now().since(message.stored_at) < offline,
                 AgentStatus::Draining | AgentStatus::Offline => false,
             };
             if lives && agent.id != worker.id && agent.queues.contains(queue) && agent.runs(kind) {

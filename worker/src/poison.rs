@@ -46,6 +46,6 @@ async fn is_gone(worker: &Worker, id: &AgentId, instance: &str) -> bool {
         return true;
     }
     // A lost lease means a whole ack wait of silence; one missed beat on top of it is enough here.
-    let silence = schemas::Timestamp::now().since(entry.stored_at);
+    let silence = worker.js.now().since(entry.stored_at);
     silence > worker.config.heartbeat.mul_f64(1.5).max(Duration::from_millis(100))
 }

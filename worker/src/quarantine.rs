@@ -4,7 +4,7 @@
 
 use async_nats::HeaderMap;
 use schemas::record::TaskRecord;
-use schemas::{Code, State, TaskError, TaskKey, Timestamp};
+use schemas::{Code, State, TaskError, TaskKey};
 
 use jetstream::{ApiError, UnreadMessage};
 
@@ -55,7 +55,7 @@ async fn take_out(worker: &Worker, message: &UnreadMessage) -> Result<(), ApiErr
             let mut record = TaskRecord::new(&key, message.sequence, State::Failed, message.stored_at);
             record.keep_task(&message.payload);
             record.error = Some(error.clone());
-            record.ended_at = Some(Timestamp::now());
+            record.ended_at = Some(worker.js.now());
             match worker.store.write(&key, standing.revision, &record).await {
                 Ok((revision, body)) => worker.store.tell(&key, revision, body).await,
                 Err(error) => {

@@ -23,7 +23,7 @@ pub async fn ensure_queue(js: &JetStream, config: &Config, queue: &QueueName) ->
     // Cap and pause act in the consumer; one that is made anew must have them from its first delivery on.
     let settings = read_settings(js, config, queue).await?;
     let mut spec = config.names.queue_consumer(queue, config.stores.ack_wait.0, settings.cap);
-    spec.pause_until = settings.paused_until.filter(|until| *until > schemas::Timestamp::now());
+    spec.pause_until = settings.paused_until.filter(|until| *until > js.now());
     js.ensure_consumer(&stream, &spec).await
 }
 

@@ -110,13 +110,13 @@ pub struct Pulse {
 
 impl Pulse {
     /// A pull was answered.
-    pub fn fetched(&self) {
-        self.fetch.store(Timestamp::now().as_millis(), Ordering::Relaxed);
+    pub fn fetched(&self, now: Timestamp) {
+        self.fetch.store(now.as_millis(), Ordering::Relaxed);
     }
 
     /// An ack was confirmed.
-    pub fn acked(&self) {
-        self.ack.store(Timestamp::now().as_millis(), Ordering::Relaxed);
+    pub fn acked(&self, now: Timestamp) {
+        self.ack.store(now.as_millis(), Ordering::Relaxed);
     }
 
     /// When a pull was last answered.

@@ -25,7 +25,7 @@ impl Runner<'_> {
             unreachable!("an ended attempt is over");
         };
         let settlement = settle(&end, plan.number, &plan.policy, plan.task.on_lost, rand::random());
-        let now = Timestamp::now();
+        let now = self.worker.js.now();
         let waited = self.delivery.received.elapsed().as_millis() as i64;
         let pulled = Timestamp::from_millis(now.as_millis() - waited);
         let usage = workload::usage(done.exit.as_ref());
@@ -139,7 +139,7 @@ impl Runner<'_> {
     async fn put_off(&self, record: &mut TaskRecord, hindrance: &TaskError) -> Duration {
         let kind = self.kind.unwrap_or_default();
         let others = placement::others(self.worker, &record.queue, kind).await;
-        let (now, worker) = (Timestamp::now(), self.worker.id.clone());
+        let (now, worker) = (self.worker.js.now(), self.worker.id.clone());
         let since = record.waiting.as_ref().map_or(now, |waiting| waiting.since);
         let (code, message) = if others != Others::Nobody || hindrance.code != Code::RuntimeNotAllowed {
             (hindrance.code, hindrance.message.clone())
@@ -219,7 +219,7 @@ impl Runner<'_> {
         record.state = state;
         record.retry_at = None;
         record.error = error.clone();
-        record.ended_at = Some(Timestamp::now());
+        record.ended_at = Some(self.worker.js.now());
         // A start id of its own makes the fence tell our write from another's; it is no start of the workload.
         let start = new_start_id();
         let mut fence = Fence::new(&self.worker.store, key, &start, revision, record);
@@ -297,7 +297,7 @@ impl Runner<'_> {
         }
         for _ in 0..2 {
             match tell(js, &reply, &verdict).await {
-                Ok(()) => return self.worker.pulse.acked(),
+                Ok(()) => return self.worker.pulse.acked(js.now()),
                 Err(error) => tracing::debug!(%reply, ?verdict, %error, "settlement not confirmed"),
             }
             if matches!(verdict, Verdict::Nak(_)) || self.worker.stop_now.is_cancelled() {

@@ -122,7 +122,7 @@ impl Runner<'_> {
             if claim_first {
                 standing = Box::pin(self.read(&key)).await?;
             }
-            let now = Timestamp::now();
+            let now = self.worker.js.now();
             let facts = Facts { sequence: self.delivery.sequence, lost_before: self.lost_before(now), once, now };
             let mut record = match admit(&standing, facts, &task, &fresh) {
                 Admission::Start(record) => *record,
@@ -207,7 +207,7 @@ impl Runner<'_> {
             start: Some(plan.start.clone()),
             worker: Some(self.worker.id.clone()),
             instance: Some(self.worker.instance.clone()),
-            phases: Phases { pulled: None, started: Some(Timestamp::now()), ended: None },
+            phases: Phases { pulled: None, started: Some(self.worker.js.now()), ended: None },
             ..Attempt::new(Outcome::Running)
         }
     }

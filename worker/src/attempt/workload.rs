@@ -95,7 +95,7 @@ async fn stopping(stop: &mut watch::Receiver<Option<Duration>>) -> Duration {
 
 async fn call(worker: &Worker, work: &Work, mut stop: watch::Receiver<Option<Duration>>) -> Done {
     let Workload::Call(asked) = &work.task.workload else { unreachable!("chosen by the caller") };
-    let started = Timestamp::now();
+    let started = worker.js.now();
     let token = CancellationToken::new();
     let answer = async {
         match worker.handlers.get(&asked.handler) {
@@ -218,7 +218,7 @@ async fn in_runtime(
             // Dropped half way, a start leaves nothing.
             _ = stopping(&mut stop) => return Err(End::failed(TaskError::new(Code::Cancelled, "stopped while it started"))),
         };
-        let started_at = Timestamp::now();
+        let started_at = worker.js.now();
         fail::point("after_start");
         let ending = async {
             let exit = tokio::select! {
