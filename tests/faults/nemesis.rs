@@ -8,7 +8,7 @@ use crate::dice::Dice;
 use crate::firewall::{Firewall, Way};
 use crate::history::Fault;
 use crate::support::{Nats, Weather};
-use crate::world::{World, now};
+use crate::world::{World, WorldEngine, now};
 
 /// One kind of trouble.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -41,6 +41,16 @@ pub enum Trouble {
     StepDown,
     /// SIGKILL of a dispatcher; it comes back.
     KillDispatcher,
+    /// No byte is free on the server's disk, for a while; what the server froze, its restart thaws.
+    FillServer,
+    /// No byte is free on a worker's disk, for a while.
+    FillWorker,
+    /// The container engine is told to stop, which stops its containers, and started again.
+    RestartEngine,
+    /// SIGKILL of the container engine; its containers run on until it is started again.
+    KillEngine,
+    /// SIGSTOP of the container engine, then SIGCONT.
+    FreezeEngine,
 }
 
 impl Trouble {
@@ -78,6 +88,11 @@ impl Trouble {
             Self::RestartServer => "restart-server",
             Self::StepDown => "step-down",
             Self::KillDispatcher => "kill-dispatcher",
+            Self::FillServer => "fill-server",
+            Self::FillWorker => "fill-worker",
+            Self::RestartEngine => "restart-engine",
+            Self::KillEngine => "kill-engine",
+            Self::FreezeEngine => "freeze-engine",
         }
     }
 }
@@ -214,6 +229,35 @@ impl Nemesis {
                 for _ in 0..4 {
                     step_down(world).await;
                     sleep(self.dice.pause(500, 1_500)).await;
+                }
+            }
+            Trouble::FillServer => {
+                world.disks[0].fill();
+                sleep(self.dice.pause(2_000, 4_000)).await;
+                world.disks[0].free();
+                // Since 2.14 a stream that could not be written to stays frozen until its server starts anew.
+                world.servers[0].terminate().await;
+                world.servers[0].restart().await;
+            }
+            Trouble::FillWorker => {
+                world.disks[1 + n].fill();
+                sleep(self.dice.pause(2_000, 4_000)).await;
+                world.disks[1 + n].free();
+            }
+            Trouble::RestartEngine | Trouble::KillEngine | Trouble::FreezeEngine => {
+                // What an engine does not answer for, nobody can stop.
+                may_overlap = Some(lease.as_millis() as i64);
+                let pause = self.dice.pause(1_000, lease.as_millis() as u64 * 3 / 2);
+                let Some(WorldEngine::Own(engine)) = &mut world.engine else { return };
+                match trouble {
+                    Trouble::FreezeEngine => engine.freeze(),
+                    Trouble::KillEngine => engine.kill().await,
+                    _ => engine.stop().await,
+                }
+                sleep(pause).await;
+                match trouble {
+                    Trouble::FreezeEngine => engine.thaw(),
+                    _ => engine.restart().await,
                 }
             }
             Trouble::KillDispatcher => {

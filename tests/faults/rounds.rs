@@ -4,10 +4,17 @@ use std::time::Duration;
 
 use crate::nemesis::Trouble;
 use crate::round::Round;
-use crate::world::Shape;
+use crate::world::{Containers, Shape};
 
 fn round(seed: u64, troubles: &[Trouble]) -> Round {
-    let shape = Shape { cluster: false, workers: 3, slots: 4, containers: true, ack_wait: Duration::from_secs(4) };
+    let shape = Shape {
+        cluster: false,
+        workers: 3,
+        slots: 4,
+        containers: Containers::Machine,
+        small_disks: false,
+        ack_wait: Duration::from_secs(4),
+    };
     Round { seed, shape, troubles: troubles.to_vec(), rate: 40, calm: Duration::from_millis(500) }
 }
 
@@ -62,6 +69,34 @@ async fn workers_with_bad_lines_lose_nothing() {
 async fn a_server_that_dies_and_comes_back_loses_nothing() {
     let troubles = [Trouble::KillServer, Trouble::RestartServer, Trouble::KillServer];
     let history = round(7, &troubles).play().await;
+    eprintln!(
+        "{} submissions, {} revisions, {} effects, rest {:?}",
+        history.submissions.len(),
+        history.revisions.len(),
+        history.effects.len(),
+        history.rest
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn full_disks_lose_nothing() {
+    let mut round = round(8, &[Trouble::FillServer, Trouble::FillWorker]);
+    round.shape.small_disks = true;
+    let history = round.play().await;
+    eprintln!(
+        "{} submissions, {} revisions, {} effects, rest {:?}",
+        history.submissions.len(),
+        history.revisions.len(),
+        history.effects.len(),
+        history.rest
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_engine_that_stops_freezes_and_dies_loses_nothing() {
+    let mut round = round(9, &[Trouble::RestartEngine, Trouble::FreezeEngine, Trouble::KillEngine]);
+    round.shape.containers = Containers::Own;
+    let history = round.play().await;
     eprintln!(
         "{} submissions, {} revisions, {} effects, rest {:?}",
         history.submissions.len(),

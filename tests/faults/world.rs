@@ -1,11 +1,19 @@
 //! A fleet as an operator runs it, made to be broken: one server or a cluster of three, dispatchers, and workers that
 //! each see the server through lines of their own.
 
-use std::path::PathBuf;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::history::Fault;
-use crate::support::{Client, Cluster, Engine, Fleet, Nats, Program, Proxy, Weather, eventually, random_word};
+use crate::support::{
+    Client, Cluster, Engine, Fleet, Nats, OwnEngine, Program, Proxy, SmallDisk, Weather, eventually, random_word,
+};
+
+/// Megabytes of a small disk: room for the server's streams of a short round.
+const SERVER_DISK: u32 = 256;
+/// The same for the state of a worker, which wants 64 free before it fetches.
+const WORKER_DISK: u32 = 128;
 
 /// What a world is made like.
 #[derive(Clone, Debug)]
@@ -16,10 +24,41 @@ pub struct Shape {
     pub workers: usize,
     /// Slots of each.
     pub slots: u32,
-    /// Whether there is an engine for containers.
-    pub containers: bool,
+    /// What runs containers.
+    pub containers: Containers,
+    /// Whether server and workers keep their files on small disks, which can be filled.
+    pub small_disks: bool,
     /// How long a delivery stays its holder's.
     pub ack_wait: Duration,
+}
+
+/// What runs the containers of a world.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Containers {
+    /// None are run.
+    None,
+    /// The machine's engine, which others use too.
+    Machine,
+    /// An engine of its own, which may be stopped, frozen and killed.
+    Own,
+}
+
+/// The engine of a world.
+pub enum WorldEngine {
+    /// The machine's.
+    Machine(Engine),
+    /// Its own.
+    Own(OwnEngine),
+}
+
+impl Deref for WorldEngine {
+    type Target = Engine;
+    fn deref(&self) -> &Engine {
+        match self {
+            Self::Machine(engine) => engine,
+            Self::Own(engine) => engine,
+        }
+    }
 }
 
 /// Everything that runs in one round.
@@ -30,8 +69,8 @@ pub struct World {
     pub servers: Vec<Nats>,
     /// The fleet, seen over a line that nothing breaks.
     pub fleet: Fleet,
-    /// The engine of the machine.
-    pub engine: Option<Engine>,
+    /// What runs containers, if anything does.
+    pub engine: Option<WorldEngine>,
     /// By their number; a number keeps its id and its folder, whatever happens to the process.
     pub workers: Vec<Worker>,
     /// Two, so that one may be gone.
@@ -40,6 +79,8 @@ pub struct World {
     pub mark: String,
     /// What was done to it.
     pub faults: Vec<Fault>,
+    /// The server's disk, then the workers'; empty unless they are small.
+    pub disks: Vec<SmallDisk>,
 }
 
 /// One worker and its lines to the servers.
@@ -60,11 +101,27 @@ pub fn now() -> i64 {
 impl World {
     /// A world whose workers and dispatchers are all there.
     pub async fn start(shape: Shape) -> Self {
-        let servers = if shape.cluster { Cluster::start().await.servers } else { vec![Nats::start().await] };
-        let engine = if shape.containers { Engine::find().await } else { None };
+        let mut disks = Vec::new();
+        let servers = match shape.cluster {
+            true => Cluster::start().await.servers,
+            false => {
+                let small = shape.small_disks;
+                let settings = |folder: &Path| {
+                    disks.extend(small.then(|| SmallDisk::mount(&folder.join("store"), SERVER_DISK)).flatten());
+                    String::new()
+                };
+                vec![Nats::with("nats", settings).await]
+            }
+        };
+        let engine = match shape.containers {
+            Containers::None => None,
+            Containers::Machine => Engine::find().await.map(WorldEngine::Machine),
+            Containers::Own => OwnEngine::start().await.map(WorldEngine::Own),
+        };
         let urls: Vec<String> = servers.iter().map(Nats::url).collect();
         let ack_wait = format!("{}ms", shape.ack_wait.as_millis());
         let builder = Fleet::builder().ack_wait(&ack_wait).env("SHOAL_REPLICAS", if shape.cluster { "3" } else { "1" });
+        let builder = if shape.small_disks { builder.env("SHOAL_LOGS_BYTES", "64Mi") } else { builder };
         let fleet = builder.on(&urls.join(",")).await;
         // A container's root has no capabilities, so it is an other as any.
         let effects = fleet.folder().join("effects");
@@ -80,6 +137,7 @@ impl World {
             dispatchers: Vec::new(),
             mark: format!("mark-{}", random_word()),
             faults: Vec::new(),
+            disks,
         };
         for n in 0..world.shape.workers {
             world.add_worker(n).await;
@@ -115,6 +173,10 @@ impl World {
         let mut lines = Vec::new();
         for server in &self.servers {
             lines.push(Proxy::start(server.address()).await);
+        }
+        if self.shape.small_disks {
+            let state = self.fleet.folder().join(&id);
+            self.disks.extend(SmallDisk::mount(&state, WORKER_DISK));
         }
         self.workers.push(Worker { id, program: None, lines });
     }

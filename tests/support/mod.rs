@@ -19,6 +19,7 @@ mod program;
 mod proxy;
 mod raw;
 mod registry;
+mod small_disk;
 mod system;
 mod wait;
 
@@ -40,5 +41,6 @@ pub use program::{Output, Program};
 pub use proxy::{Proxy, Weather};
 pub use raw::RawClient;
 pub use registry::{Fault, Registry};
+pub use small_disk::SmallDisk;
 pub use system::{http_get, marked_processes, process_runs, random_word, signal};
 pub use wait::{eventually, in_time};
