@@ -174,7 +174,7 @@ pub struct Fault {
     pub from: i64,
     /// Until when.
     pub until: i64,
-    /// The worker that was killed for good by it, if one was.
+    /// The worker that was killed for good by it, if one was: at `from`.
     pub killed: Option<String>,
     /// Two starts of one run may overlap while it lasts and for as long after it: the server forgot what it handed out, or
     /// nobody can stop a container.

@@ -10,6 +10,7 @@
 //! | `world`, `nemesis`, `firewall` | a fleet as an operator runs it, and what is done to it |
 //! | `read`, `round` | gathering the history of one round |
 //! | `rounds` | the short rounds of `make test` |
+//! | `report` | what many rounds came to, for people and for programs |
 
 mod checker;
 mod clock;
@@ -19,6 +20,7 @@ mod history;
 mod load;
 mod nemesis;
 mod read;
+mod report;
 mod round;
 mod rounds;
 mod submitter;

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use crate::checker::check;
 use crate::nemesis::Trouble;
+use crate::report::Report;
 use crate::round::Round;
 use crate::world::{Containers, Shape};
 
@@ -18,6 +20,16 @@ fn round(seed: u64, troubles: &[Trouble]) -> Round {
     Round { seed, shape, troubles: troubles.to_vec(), rate: 40, calm: Duration::from_millis(500) }
 }
 
+/// Plays it; fails where a promise was not held.
+async fn holds(round: Round) {
+    let history = round.play().await;
+    let verdict = check(&history);
+    let mut report = Report::new(round.seed);
+    report.add(&history, &verdict);
+    eprintln!("{report}");
+    assert!(verdict.violations.is_empty(), "seed {}: {} violations", round.seed, verdict.violations.len());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn workers_that_die_freeze_and_leave_lose_nothing() {
     let troubles = [
@@ -28,80 +40,38 @@ async fn workers_that_die_freeze_and_leave_lose_nothing() {
         Trouble::Churn,
         Trouble::KillDispatcher,
     ];
-    let history = round(4, &troubles).play().await;
-    eprintln!(
-        "{} submissions, {} revisions, {} effects, rest {:?}",
-        history.submissions.len(),
-        history.revisions.len(),
-        history.effects.len(),
-        history.rest
-    );
+    holds(round(4, &troubles)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_that_loses_its_servers_one_by_one_goes_on() {
     let mut round = round(5, &[Trouble::KillServer, Trouble::StepDown, Trouble::RestartServer]);
     round.shape.cluster = true;
-    let history = round.play().await;
-    eprintln!(
-        "{} submissions, {} revisions, {} effects, rest {:?}",
-        history.submissions.len(),
-        history.revisions.len(),
-        history.effects.len(),
-        history.rest
-    );
+    holds(round).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn workers_with_bad_lines_lose_nothing() {
     let troubles = [Trouble::CutWorker, Trouble::FilterWorker, Trouble::Resets, Trouble::HalfOpen, Trouble::Slow];
-    let history = round(6, &troubles).play().await;
-    eprintln!(
-        "{} submissions, {} revisions, {} effects, rest {:?}",
-        history.submissions.len(),
-        history.revisions.len(),
-        history.effects.len(),
-        history.rest
-    );
+    holds(round(6, &troubles)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_dies_and_comes_back_loses_nothing() {
     let troubles = [Trouble::KillServer, Trouble::RestartServer, Trouble::KillServer];
-    let history = round(7, &troubles).play().await;
-    eprintln!(
-        "{} submissions, {} revisions, {} effects, rest {:?}",
-        history.submissions.len(),
-        history.revisions.len(),
-        history.effects.len(),
-        history.rest
-    );
+    holds(round(7, &troubles)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn full_disks_lose_nothing() {
     let mut round = round(8, &[Trouble::FillServer, Trouble::FillWorker]);
     round.shape.small_disks = true;
-    let history = round.play().await;
-    eprintln!(
-        "{} submissions, {} revisions, {} effects, rest {:?}",
-        history.submissions.len(),
-        history.revisions.len(),
-        history.effects.len(),
-        history.rest
-    );
+    holds(round).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_engine_that_stops_freezes_and_dies_loses_nothing() {
     let mut round = round(9, &[Trouble::RestartEngine, Trouble::FreezeEngine, Trouble::KillEngine]);
     round.shape.containers = Containers::Own;
-    let history = round.play().await;
-    eprintln!(
-        "{} submissions, {} revisions, {} effects, rest {:?}",
-        history.submissions.len(),
-        history.revisions.len(),
-        history.effects.len(),
-        history.rest
-    );
+    holds(round).await;
 }

@@ -1,1 +1,0 @@
-//! Decides each invariant over a history.
