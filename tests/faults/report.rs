@@ -1,4 +1,5 @@
-//! What many rounds came to: a table for people, JSON for programs. Reports of several soaks add up exactly.
+//! What many rounds came to: a table for people, JSON for programs. The JSON keeps every sample, so that figures of several
+//! reports add up exactly.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -63,7 +64,7 @@ impl Report {
         }));
     }
 
-    /// The report with the summaries of its samples, so that nobody needs to compute them; `samples` are kept beside.
+    /// The report, and a summary of its samples, so that nobody needs to compute it.
     pub fn json(&self) -> Value {
         let mut report = serde_json::to_value(self).expect("a report is plain data");
         let figures = &self.figures;

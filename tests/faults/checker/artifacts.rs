@@ -33,7 +33,7 @@ fn kept(run: &Run, submission: &Submission) -> Option<Violation> {
     (!named && !warned).then(|| Violation::NoArtifact { of: run.name() })
 }
 
-/// The bytes are there, have the recorded digest, and are the nonce.
+/// The bytes are there and have the recorded digest; those of the applied start are the nonce.
 fn true_to_record(artifact: &Artifact, run: &Run, submission: &Submission, runs: &Runs) -> Option<Violation> {
     let (of, path, start) = (run.name(), artifact.path.clone(), artifact.start.to_string());
     let bytes = match runs.history.artifacts.get(&(run.key.to_owned(), start.clone(), path.clone())) {
@@ -48,7 +48,9 @@ fn true_to_record(artifact: &Artifact, run: &Run, submission: &Submission, runs:
     if recorded != found {
         return Some(Violation::WrongDigest { of, path, recorded, found });
     }
+    // Another start may have been stopped while it wrote.
+    let applied = run.ended_as(State::Succeeded).and_then(|_| run.applied()).and_then(|attempt| attempt.start.as_ref());
     let whole = bytes.strip_suffix(b"\n").unwrap_or(bytes);
-    let right = path != PATH || whole == submission.nonce.as_bytes();
+    let right = path != PATH || applied != Some(&artifact.start) || whole == submission.nonce.as_bytes();
     (!right).then_some(Violation::WrongArtifact { of, path, bytes: bytes.len() })
 }

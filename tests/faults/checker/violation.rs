@@ -34,9 +34,9 @@ pub enum Trace {
 impl std::fmt::Display for Trace {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::Record => "record",
-            Self::Letter => "dead letter",
-            Self::Effect => "effect",
+            Self::Record => "a record",
+            Self::Letter => "a dead letter",
+            Self::Effect => "an effect",
         })
     }
 }
@@ -96,12 +96,12 @@ violations! {
     "A" WroteAfterEnd { of: Of, revision: u64, state: State }
         "{of}: revision {revision} says {state} after the terminal one";
     /// A run whose submitter was told that there is none.
-    "A" RefusedRan { key: String, nonce: String, trace: Trace } "{key} (nonce {nonce}): refused for sure, but left a {trace}";
+    "A" RefusedRan { key: String, nonce: String, trace: Trace } "{key} (nonce {nonce}): refused for sure, but left {trace}";
     /// It ran, though it has no record and nobody knows whether it was stored.
     "A" NothingButTraces { key: String, nonce: String, trace: Trace }
-        "{key} (nonce {nonce}): never answered, has no record, but left a {trace}";
+        "{key} (nonce {nonce}): never answered, has no record, but left {trace}";
     /// A trace of something that nobody submitted.
-    "A" Unsubmitted { what: String, trace: Trace } "{what}: a {trace} of what nobody submitted";
+    "A" Unsubmitted { what: String, trace: Trace } "{what}: {trace} of what nobody submitted";
     /// A trace that is older than what it is a trace of: a clock that lies, or a word that is not random.
     "A" BeforeSent { of: Of, ms: i64 } "{of}: its first trace is {ms} ms older than its submission";
     /// An older run wrote over a newer one.
