@@ -73,13 +73,16 @@ struct Info {
 }
 
 /// Bounds that drop messages when lowered; unlimited is 0 or -1.
-const BOUNDS: [&str; 2] = ["max_age", "max_bytes"];
+const BOUNDS: [&str; 3] = ["max_age", "max_bytes", HISTORY];
+/// A longer history than asked for is somebody's wish, but where it is the lock of a work queue.
+const HISTORY: &str = "max_msgs_per_subject";
 /// What the server never lets change.
 const FIXED: [&str; 2] = ["retention", "storage"];
 
 /// Lays `wanted` over `existing`. Returns what changed and what was left though it differs.
 fn overlay(existing: &mut Map<String, Value>, wanted: Map<String, Value>) -> (Vec<String>, Vec<String>) {
     let (mut changed, mut left) = (Vec::new(), Vec::new());
+    let is_lock = wanted.get("retention").is_some_and(|retention| retention == "workqueue");
     for (name, value) in wanted {
         let old = existing.get(&name);
         if old == Some(&value) || (old.is_none() && matches!(value.as_i64(), Some(0 | -1))) {
@@ -88,6 +91,7 @@ fn overlay(existing: &mut Map<String, Value>, wanted: Map<String, Value>) -> (Ve
         let unlimited = |bound: Option<i64>| bound.is_none_or(|bound| bound <= 0);
         let old_bound = old.and_then(Value::as_i64);
         let lowered = BOUNDS.contains(&name.as_str())
+            && !(is_lock && name == HISTORY)
             && (unlimited(old_bound) || old_bound > value.as_i64())
             && !unlimited(value.as_i64());
         if lowered || FIXED.contains(&name.as_str()) {

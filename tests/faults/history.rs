@@ -78,6 +78,8 @@ pub struct Plan {
     pub lines: u32,
     /// It leaves an artifact `out.txt` that holds its nonce.
     pub artifact: bool,
+    /// It writes to stdout whatever it likes besides.
+    pub babbles: bool,
 }
 
 /// What runs a task.
@@ -166,7 +168,7 @@ pub struct Cancel {
 }
 
 /// One thing that the nemesis did.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Fault {
     /// Its name in the list of faults.
     pub name: &'static str,
@@ -179,6 +181,10 @@ pub struct Fault {
     /// Two starts of one run may overlap while it lasts and for as long after it: the server forgot what it handed out, or
     /// nobody can stop a container.
     pub may_overlap: Option<i64>,
+    /// A worker cannot be told anything while it lasts, and may run on what was cancelled until so long after it.
+    pub silent: Option<i64>,
+    /// The server does not answer everybody while it lasts and for so long after it, so that a cancel is confirmed late.
+    pub away: Option<i64>,
 }
 
 /// What still stands when the load is over and the backlog drained, all workers but `workers` gone.

@@ -179,6 +179,7 @@ impl Load {
             Kind::Container => format!("{INSIDE}/effects"),
             Kind::Call | Kind::Process => format!("{}/effects", self.folder),
         };
+        let babbles = matches!(deed, Deed::Zoo(_));
         let (then, end, attempts, lines, artifact) = match deed {
             Deed::Work(tenths, code) => {
                 let good = code == 0;
@@ -223,6 +224,7 @@ impl Load {
         let mut plan = plan(kind, end, attempts);
         plan.lines = lines;
         plan.artifact = artifact;
+        plan.babbles = babbles;
         plan.at_most_once = at_most_once;
         plan.cancelled = cancelled && !at_most_once;
         let manner = if plan.cancelled { Manner::Cancelled(self.dice.between(0, 1_500)) } else { Manner::Plain };
@@ -231,5 +233,15 @@ impl Load {
 }
 
 fn plan(kind: Kind, end: State, attempts: u32) -> Plan {
-    Plan { kind, end, attempts, at_most_once: false, cancelled: false, expires: false, lines: 0, artifact: false }
+    Plan {
+        kind,
+        end,
+        attempts,
+        at_most_once: false,
+        cancelled: false,
+        expires: false,
+        lines: 0,
+        artifact: false,
+        babbles: false,
+    }
 }

@@ -110,6 +110,8 @@ const POINTS: [&str; 10] = [
     "after_event",
     "after_settle",
 ];
+/// Within so long after a trouble of the server everybody has connected again and knows the leaders.
+const RECOVERY_MS: i64 = 5_000;
 /// How long a worker is given to come to its fail point.
 const TO_THE_POINT: Duration = Duration::from_secs(5);
 
@@ -134,7 +136,8 @@ impl Nemesis {
         let from = now();
         let n = self.dice.between(0, world.workers.len() as u64) as usize;
         let lease = world.shape.ack_wait;
-        let mut may_overlap = None;
+        let lease_ms = lease.as_millis() as i64;
+        let mut fault = Fault { name: trouble.name(), from, ..Fault::default() };
         eprintln!("  {} of worker {n}", trouble.name());
         match trouble {
             Trouble::KillWorker => {
@@ -211,7 +214,7 @@ impl Nemesis {
             }
             Trouble::KillServer => {
                 // It forgets what it handed out in its last 50 to 80 ms: two starts until the older one's next write.
-                may_overlap = Some(lease.as_millis() as i64);
+                fault.may_overlap = Some(lease_ms);
                 let server = self.server(world);
                 server.kill();
                 sleep(self.dice.pause(100, 4_000)).await;
@@ -246,8 +249,8 @@ impl Nemesis {
             }
             Trouble::RestartEngine | Trouble::KillEngine | Trouble::FreezeEngine => {
                 // What an engine does not answer for, nobody can stop.
-                may_overlap = Some(lease.as_millis() as i64);
-                let pause = self.dice.pause(1_000, lease.as_millis() as u64 * 3 / 2);
+                fault.may_overlap = Some(lease_ms);
+                let pause = self.dice.pause(1_000, lease_ms as u64 * 3 / 2);
                 let Some(WorldEngine::Own(engine)) = &mut world.engine else { return };
                 match trouble {
                     Trouble::FreezeEngine => engine.freeze(),
@@ -266,7 +269,23 @@ impl Nemesis {
                 world.dispatchers[n] = world.start_dispatcher().await;
             }
         }
-        let fault = Fault { name: trouble.name(), from, until: now(), killed: None, may_overlap };
+        fault.until = now();
+        match trouble {
+            Trouble::FreezeWorker | Trouble::CutWorker | Trouble::FilterWorker | Trouble::HalfOpen => {
+                fault.silent = Some(lease_ms);
+            }
+            Trouble::KillServer
+            | Trouble::RestartServer
+            | Trouble::StepDown
+            | Trouble::FillServer
+            | Trouble::Slow
+            | Trouble::Resets => {
+                fault.silent = Some(lease_ms);
+                // Everybody connects again, and a cluster elects its leaders.
+                fault.away = Some(RECOVERY_MS);
+            }
+            _ => {}
+        }
         world.faults.push(fault);
     }
 

@@ -101,15 +101,14 @@ pub async fn logs(client: &Client) -> BTreeMap<(String, String), Log> {
     bytes.into_iter().map(|(start, (kept, cut))| (start, Log { lines: lines(&kept), cut })).collect()
 }
 
-/// The artifacts that the newest records name.
+/// The artifacts that terminal records name, also those of earlier runs of an id.
 pub async fn artifacts(
     client: &Client,
     revisions: &[Revision],
 ) -> BTreeMap<(String, String, String), Result<Vec<u8>, String>> {
-    let newest: BTreeMap<&str, &TaskRecord> = revisions.iter().map(|r| (r.key.as_str(), &r.record)).collect();
     let store = client.js.get_object_store(client.names.artifacts_bucket()).await.expect("the store of artifacts");
     let mut found = BTreeMap::new();
-    for (key, record) in newest {
+    for Revision { key, record, .. } in revisions.iter().filter(|revision| revision.record.state.is_terminal()) {
         for artifact in &record.artifacts {
             let start: &StartId = &artifact.start;
             let name = format!("{}/{start}/{}", key.replacen('.', "/", 1), artifact.path);
@@ -119,7 +118,7 @@ pub async fn artifacts(
                 object.read_to_end(&mut bytes).await.map_err(|e| e.to_string())?;
                 Ok(bytes)
             };
-            found.insert((key.to_owned(), start.to_string(), artifact.path.clone()), read.await);
+            found.insert((key.clone(), start.to_string(), artifact.path.clone()), read.await);
         }
     }
     found

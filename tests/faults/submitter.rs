@@ -132,18 +132,21 @@ async fn cancel(client: &Client, submission: &Submission, sequence: u64) -> Canc
     let mut cancel = Cancel { nonce: submission.nonce.clone(), asked_at, confirmed_at: None, grace: GRACE_MS };
     let until = tokio::time::Instant::now() + PATIENCE;
     while tokio::time::Instant::now() < until {
-        // The confirmation is the record; the answer only hurries it along.
         let asked = client.nats.request("shoal.api.cancel", request.clone().into());
-        let _ = tokio::time::timeout(Duration::from_secs(10), asked).await;
-        match client.try_record(&submission.key).await {
-            Ok(Some((_, record)))
-                if record.sequence > sequence || (record.sequence == sequence && record.state.is_terminal()) =>
-            {
-                cancel.confirmed_at = Some(now());
-                return cancel;
-            }
-            _ => tokio::time::sleep(Duration::from_millis(100)).await,
+        if let Ok(Ok(answer)) = tokio::time::timeout(Duration::from_secs(10), asked).await
+            && let Ok(answer) = serde_json::from_slice::<Value>(&answer.payload)
+            && answer["outcome"].as_str().is_some_and(|outcome| outcome != "asked")
+        {
+            cancel.confirmed_at = Some(now());
+            return cancel;
         }
+        // A later run of the id has begun, which no cancel of this one may touch.
+        if client.try_record(&submission.key).await.is_ok_and(|found| found.is_some_and(|(_, r)| r.sequence > sequence))
+        {
+            cancel.confirmed_at = Some(now());
+            return cancel;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
     cancel
 }

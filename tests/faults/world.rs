@@ -212,7 +212,7 @@ impl World {
             program.kill().await;
         }
         let killed = Some(self.workers[n].id.clone());
-        self.faults.push(Fault { name: "kill-worker", from, until: now(), killed, may_overlap: None });
+        self.faults.push(Fault { name: "kill-worker", from, until: now(), killed, ..Fault::default() });
     }
 
     /// Sets the weather of all lines of one worker.

@@ -15,14 +15,14 @@ pub fn check(runs: &Runs) -> Vec<Violation> {
     let mut found = Vec::new();
     for cancel in &runs.history.cancels {
         for run in runs.of_nonce(&cancel.nonce).filter(|run| !run.refused) {
-            found.extend(in_time(cancel, run));
+            found.extend(in_time(cancel, run, runs));
             found.extend(holds(cancel, run, runs));
         }
     }
     found
 }
 
-fn in_time(cancel: &Cancel, run: &Run) -> Option<Violation> {
+fn in_time(cancel: &Cancel, run: &Run, runs: &Runs) -> Option<Violation> {
     let of = run.name();
     let Some(confirmed) = cancel.confirmed_at else {
         // What ends by itself has no cancel to confirm.
@@ -31,12 +31,13 @@ fn in_time(cancel: &Cancel, run: &Run) -> Option<Violation> {
         return (!by_itself).then_some(Violation::Unconfirmed { of });
     };
     let ms = confirmed - cancel.asked_at;
-    (ms > cancel.grace + MARGIN).then_some(Violation::ConfirmedLate { of, ms, grace: cancel.grace })
+    let excused = runs.absences.touch(cancel.asked_at, confirmed);
+    (ms > cancel.grace + MARGIN && !excused).then_some(Violation::ConfirmedLate { of, ms, grace: cancel.grace })
 }
 
 fn holds(cancel: &Cancel, run: &Run, runs: &Runs) -> Option<Violation> {
     let confirmed = cancel.confirmed_at? + SLACK;
-    let (start, ms) = latest_after(runs, &cancel.nonce, confirmed)?;
+    let (start, ms) = latest_after(runs, &cancel.nonce, confirmed, true)?;
     // What is there after the end is told as that.
     let told = run.end().is_some_and(|end| confirmed + ms > end.at + SLACK);
     (!told).then(|| Violation::EffectAfterCancel { of: run.name(), start, ms: ms + SLACK })

@@ -99,16 +99,34 @@ fn overlaps(runs: &Runs) -> Vec<Violation> {
 }
 
 /// The latest effect of a submission after `moment` that no fault excuses: of which start, and how late it was.
-pub fn latest_after(runs: &Runs, nonce: &str, moment: i64) -> Option<(String, i64)> {
+///
+/// A run that was cancelled may go on where its worker could not be told.
+pub fn latest_after(runs: &Runs, nonce: &str, moment: i64, was_cancelled: bool) -> Option<(String, i64)> {
+    let excused = |at: i64| runs.windows.cover(at, at) || (was_cancelled && runs.silences.cover(at, at));
     let seen = runs.starts(nonce).iter().flat_map(|start| start.seen.iter().map(|at| (start.id, *at)));
-    let unexcused = seen.filter(|(_, at)| *at > moment && !runs.windows.cover(*at, *at));
+    let unexcused = seen.filter(|(_, at)| *at > moment && !excused(*at));
     unexcused.max_by_key(|(_, at)| *at).map(|(start, at)| (start.to_owned(), at - moment))
 }
 
 /// Nothing is left running after the end.
 fn after_end(run: &Run, submission: &Submission, runs: &Runs) -> Option<Violation> {
-    let (start, ms) = latest_after(runs, &submission.nonce, run.end()?.at + SLACK)?;
+    let over = over(run, submission, runs)?;
+    let was_cancelled = run.ended_as(State::Cancelled).is_some();
+    let (start, ms) = latest_after(runs, &submission.nonce, over + SLACK, was_cancelled)?;
     Some(Violation::EffectAfterEnd { of: run.name(), start, ms: ms + SLACK })
+}
+
+/// When a run must be over: at its end; where it was cancelled, once that is confirmed. A canceller writes the record
+/// first, and until it has the message out of the queue a first delivery may still start, to be stopped at its first
+/// write.
+fn over(run: &Run, submission: &Submission, runs: &Runs) -> Option<i64> {
+    let end = run.end()?;
+    let confirmed = runs.history.cancels.iter().filter(|cancel| cancel.nonce == submission.nonce);
+    let confirmed = confirmed.filter_map(|cancel| cancel.confirmed_at).max();
+    Some(match end.record.state {
+        State::Cancelled => end.at.max(confirmed.unwrap_or(end.at)),
+        _ => end.at,
+    })
 }
 
 /// Nothing of a run is there any more once a later run of its id has begun: not even for the moment that an end has.
@@ -119,10 +137,11 @@ fn beside_later_runs(runs: &Runs) -> Vec<Violation> {
     for (run, submission) in runs.judged().collect::<Vec<_>>().into_iter().rev() {
         let since = runs.began(run, submission);
         if let Some((sequence, since)) = later.insert(run.key, (run.sequence, since))
-            && let Some(end) = run.end()
-            && let Some((start, ms)) = latest_after(runs, &submission.nonce, since)
+            && let Some(over) = over(run, submission, runs)
+            && let Some((start, ms)) =
+                latest_after(runs, &submission.nonce, since, run.ended_as(State::Cancelled).is_some())
             // Said already.
-            && since + ms <= end.at + SLACK
+            && since + ms <= over + SLACK
         {
             found.push(Violation::EffectInLaterRun { of: run.name(), start, ms, later: sequence });
         }

@@ -6,7 +6,7 @@ use schemas::{Attempt, Outcome, State};
 use serde_json::Value;
 
 use super::violation::Of;
-use crate::history::{Answer, Effect, History, Moment, Revision, Submission};
+use crate::history::{Answer, Effect, Fault, History, Moment, Revision, Submission};
 
 /// What runs leave behind after their end counts from this many milliseconds on.
 pub const SLACK: i64 = 1_000;
@@ -23,6 +23,10 @@ pub struct Runs<'h> {
     pub starts: BTreeMap<&'h str, Vec<Start<'h>>>,
     /// When two starts of one run may be there at once.
     pub windows: Windows,
+    /// When a worker could not be told that a run was cancelled.
+    pub silences: Windows,
+    /// When the server did not answer everybody.
+    pub absences: Windows,
 }
 
 /// What one submission came to.
@@ -107,8 +111,10 @@ impl<'h> Runs<'h> {
                 run.refused = asked.refused;
             }
         }
-        let windows = Windows::of(history);
-        Self { history, asked, all, starts: starts(&history.effects), windows }
+        let windows = Windows::of(history, |fault| fault.may_overlap);
+        let silences = Windows::of(history, |fault| fault.silent);
+        let absences = Windows::of(history, |fault| fault.away);
+        Self { history, asked, all, starts: starts(&history.effects), windows, silences, absences }
     }
 
     /// Runs that are judged: of submissions that were, or may have been, accepted.
@@ -211,9 +217,9 @@ fn starts(effects: &[Effect]) -> BTreeMap<&str, Vec<Start<'_>>> {
 pub struct Windows(Vec<(i64, i64)>);
 
 impl Windows {
-    fn of(history: &History) -> Self {
+    fn of(history: &History, lasts: impl Fn(&Fault) -> Option<i64>) -> Self {
         let spans =
-            history.faults.iter().filter_map(|fault| fault.may_overlap.map(|after| (fault.from, fault.until + after)));
+            history.faults.iter().filter_map(|fault| lasts(fault).map(|after| (fault.from, fault.until + after)));
         let mut spans: Vec<(i64, i64)> = spans.collect();
         spans.sort_unstable();
         let mut merged: Vec<(i64, i64)> = Vec::new();
@@ -224,6 +230,11 @@ impl Windows {
             }
         }
         Self(merged)
+    }
+
+    /// Whether any of `from..=until` lies in one of them.
+    pub fn touch(&self, from: i64, until: i64) -> bool {
+        self.0.iter().any(|window| window.0 <= until && from <= window.1)
     }
 
     /// Whether all of `from..=until` lies in one of them.

@@ -35,6 +35,7 @@ fn plain(kind: Kind) -> Plan {
         expires: false,
         lines: if job { 3 } else { 0 },
         artifact: job,
+        babbles: false,
     }
 }
 
@@ -276,9 +277,15 @@ pub fn good() -> History {
     unknown.answer(Answer::Unknown);
 
     h.faults = vec![
-        Fault { name: "worker_killed", from: KILLED, until: KILLED, killed: Some("w3".into()), may_overlap: None },
-        Fault { name: "server_killed", from: SERVER, until: SERVER + AWAY, killed: None, may_overlap: Some(AWAY) },
-        Fault { name: "worker_churn", from: BEGAN, until: BEGAN + 1_000, killed: None, may_overlap: None },
+        Fault { name: "worker_killed", from: KILLED, until: KILLED, killed: Some("w3".into()), ..Fault::default() },
+        Fault {
+            name: "server_killed",
+            from: SERVER,
+            until: SERVER + AWAY,
+            may_overlap: Some(AWAY),
+            ..Fault::default()
+        },
+        Fault { name: "worker_churn", from: BEGAN, until: BEGAN + 1_000, ..Fault::default() },
     ];
     let registry = [("w1", "ready", 0), ("w2", "ready", 0), ("w3", "offline", 4), ("w4", "offline", 0)];
     h.rest = Rest {

@@ -13,7 +13,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::core::Core;
-use super::engine::{Engine, PATIENCE};
+use super::engine::{Engine, LEAVES_WITHIN, PATIENCE};
 use super::jobs::{Ended, Known};
 use super::output::{Carried, Output};
 use super::refusal::{status, words};
@@ -154,7 +154,11 @@ impl Attendant {
             if let Some(why) = self.lost(&state, broken) {
                 return Err(why);
             }
-            return Ok(self.exit(state).await);
+            let exit = self.exit(state).await;
+            if self.was_ended_by_a_leaving_engine(&exit).await {
+                return Err("the engine was being stopped, and ended the container".to_owned());
+            }
+            return Ok(exit);
         }
     }
 
@@ -167,6 +171,19 @@ impl Attendant {
         }
         let code = state.exit_code.unwrap_or_default();
         Some(format!("the engine was away, and the container was ended meanwhile (exit code {code})"))
+    }
+
+    /// Whether nobody but the engine itself, on its way out, sent the signal that ended it. What sees it end so sees a
+    /// connection that still works.
+    async fn was_ended_by_a_leaving_engine(&self, exit: &Exit) -> bool {
+        let patience = match exit.signal {
+            Some(libc::SIGTERM) => LEAVES_WITHIN,
+            // It had the grace before, with the door shut.
+            Some(libc::SIGKILL) => Duration::ZERO,
+            Some(_) | None => return false,
+        };
+        let by_others = self.known.placed().stopped || exit.oom || exit.not_kept_alive;
+        !by_others && !self.core.engine.facts().live_restore && self.core.engine.is_leaving(patience).await
     }
 
     async fn exit(&self, mut state: ContainerState) -> Exit {

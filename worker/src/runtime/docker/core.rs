@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use super::attend::{Attendant, attach};
 use super::create::{Plan, check_limits};
-use super::engine::{Engine, PATIENCE};
+use super::engine::{Engine, LEAVES_WITHIN, PATIENCE};
 use super::jobs::{Jobs, Known};
 use super::keeper::Keeper;
 use super::labels::{Owner, container_name, task_labels};
@@ -209,7 +209,15 @@ impl Core {
             return Err(StartError::Unavailable { runtime: NAME, why });
         }
         let started = self.engine.ask(PATIENCE, self.engine.docker.start_container(&known.name, None)).await;
-        started.map_err(|error| start_refused(error, container))?;
+        if let Err(error) = started {
+            return Err(match start_refused(error, container) {
+                StartError::Failed { source, .. } if self.engine.is_leaving(LEAVES_WITHIN).await => {
+                    let why = source.map_or_else(String::new, |source| format!(": {source}"));
+                    StartError::Unsure { runtime: NAME, why: format!("the engine was being stopped{why}") }
+                }
+                refused => refused,
+            });
+        }
         known.started();
         Ok((attached, container.stdin.clone()))
     }

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use bollard::errors::Error;
 use bollard::{API_DEFAULT_VERSION, Docker};
+use tokio::net::UnixStream;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::DockerRuntimeError;
@@ -19,6 +21,8 @@ const PING_EVERY: Duration = Duration::from_secs(5);
 const PING_AGAIN: Duration = Duration::from_millis(500);
 /// A healthy engine answers a ping in a millisecond.
 const PING_PATIENCE: Duration = Duration::from_secs(2);
+/// What it does on its way out comes so long before its door is shut, at most.
+pub(super) const LEAVES_WITHIN: Duration = Duration::from_secs(1);
 /// For the headers of any answer; the library's own bound, in seconds.
 const HEADERS_PATIENCE: u64 = 120;
 /// For a whole answer, where nothing big is asked for.
@@ -139,6 +143,26 @@ impl Engine {
     /// Completes as soon as it answers.
     pub(super) async fn up(&self) {
         let _ = self.trouble.subscribe().wait_for(Option::is_none).await;
+    }
+
+    /// Whether it is on its way out, or is within `patience`: one that is told to stop shuts its door first, ends its
+    /// containers then, and serves whom it let in before to the last.
+    pub(super) async fn is_leaving(&self, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        loop {
+            let accepts = match self.host.strip_prefix("unix://") {
+                Some(path) => UnixStream::connect(path).await.is_ok(),
+                None => tokio::time::timeout(PING_PATIENCE, self.docker.ping()).await.is_ok_and(|pong| pong.is_ok()),
+            };
+            if !accepts || self.trouble.borrow().is_some() {
+                self.look.notify_one();
+                return true;
+            }
+            if Instant::now() >= until {
+                return false;
+            }
+            tokio::time::sleep(PING_AGAIN / 5).await;
+        }
     }
 
     /// Pings it until `stop`, and tells when it goes down or comes back.
