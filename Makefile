@@ -1,6 +1,6 @@
 # Two commands: a running fleet with real jobs, and every test. Both fetch what they need into .tools/.
 
-.PHONY: demo test
+.PHONY: demo test soak
 
 CARGO ?= cargo
 
@@ -19,3 +19,10 @@ test:
 	else set -x; \
 	    $(CARGO) test --workspace --features fail-points; \
 	fi
+
+# Faults for as long as wanted; see tests/faults/soak.rs for what else can be set (SHOAL_SOAK_RATE, _LEASE, _FAULTS, _KEEP).
+soak:
+	scripts/setup tests
+	scripts/engine
+	SHOAL_SOAK_SECONDS=$(SECONDS) SHOAL_SOAK_SEED=$(SEED) SHOAL_SOAK_REPORT=$(REPORT) \
+	    $(CARGO) test --features fail-points --test faults soak -- --ignored --nocapture

@@ -9,7 +9,9 @@
 //! | `load`, `submitter` | tasks of all kinds, and a user who loses nothing |
 //! | `world`, `nemesis`, `firewall` | a fleet as an operator runs it, and what is done to it |
 //! | `read`, `round` | gathering the history of one round |
-//! | `rounds` | the short rounds of `make test` |
+//! | `rounds`, `clock` | the short rounds of `make test` |
+//! | `soak` | `make soak`: rounds for as long as wanted |
+//! | `tell` | all about a run that broke a promise |
 //! | `report` | what many rounds came to, for people and for programs |
 
 mod checker;
@@ -23,8 +25,10 @@ mod read;
 mod report;
 mod round;
 mod rounds;
+mod soak;
 mod submitter;
 #[path = "../support/mod.rs"]
 #[allow(dead_code, unused_imports, unused_macros, reason = "shared with the fleet tests, which use all of it")]
 mod support;
+mod tell;
 mod world;

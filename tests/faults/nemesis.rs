@@ -71,6 +71,13 @@ impl Trouble {
         Self::KillDispatcher,
     ];
 
+    /// What a cluster may suffer besides.
+    pub const CLUSTER: [Self; 3] = [Self::KillServer, Self::RestartServer, Self::StepDown];
+    /// What disks may do.
+    pub const DISKS: [Self; 2] = [Self::FillServer, Self::FillWorker];
+    /// What a container engine may do.
+    pub const ENGINE: [Self; 3] = [Self::RestartEngine, Self::KillEngine, Self::FreezeEngine];
+
     /// Its name in reports.
     pub fn name(self) -> &'static str {
         match self {

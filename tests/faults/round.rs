@@ -1,5 +1,6 @@
 //! One round: a world, a load, troubles, then quiet, and the history of it all.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -7,12 +8,15 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
+use crate::checker::check;
 use crate::history::{Cancel, History, Submission};
 use crate::load::Load;
 use crate::nemesis::{Nemesis, Trouble};
 use crate::read;
+use crate::report::Report;
 use crate::submitter;
 use crate::support::{Client, Ledger};
+use crate::tell::tell;
 use crate::world::{Shape, World, now};
 
 /// What a round is made of.
@@ -54,11 +58,24 @@ impl Round {
         self.gather(world, submissions, cancels).await
     }
 
+    /// Plays it, adds it to the report, and tells all about what was not held.
+    pub async fn judge(&self, report: &mut Report) {
+        let history = self.play().await;
+        let verdict = check(&history);
+        report.add(&history, &verdict);
+        for violation in &verdict.violations {
+            tell(&history, &violation.to_string());
+        }
+    }
+
     async fn gather(&self, mut world: World, submissions: Vec<Submission>, cancels: Vec<Cancel>) -> History {
         // With no hand on it: whoever died is started again by `heal`, as a supervisor would, and nothing else is done.
         world.drained(self.shape.ack_wait * 2 + Duration::from_secs(30)).await;
         let mut rest = read::registry(&world, Duration::from_secs(15)).await;
         world.leave().await;
+        if let Some(folder) = std::env::var_os("SHOAL_SOAK_KEEP").filter(|folder| !folder.is_empty()) {
+            world.keep_logs(Path::new(&folder));
+        }
         read::leftovers(&world, &mut rest, Duration::from_secs(10)).await;
         let client: &Client = &world.fleet;
         let revisions = read::revisions(client).await;

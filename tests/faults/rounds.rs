@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use crate::checker::check;
-use crate::history::{History, Submission};
 use crate::nemesis::Trouble;
 use crate::report::Report;
 use crate::round::Round;
@@ -21,54 +19,12 @@ fn round(seed: u64, troubles: &[Trouble]) -> Round {
     Round { seed, shape, troubles: troubles.to_vec(), rate: 40, calm: Duration::from_millis(500) }
 }
 
-/// Prints what there is about the run that `words` are about, in the order of time.
-fn tell(history: &History, words: &str) {
-    let mut lines = Vec::new();
-    for submission in
-        history.submissions.iter().filter(|submission| words.contains(&format!("nonce {}", submission.nonce)))
-    {
-        let Submission { nonce, key, plan, answer, sent_at, answered_at, .. } = submission;
-        lines.push((*sent_at, format!("sent {key}: {plan:?}")));
-        lines.push((*answered_at, format!("answer {answer:?}")));
-        for effect in history.effects.iter().filter(|effect| effect.nonce == *nonce) {
-            lines.push((effect.at, format!("{:?} of start {} attempt {}", effect.what, effect.start, effect.attempt)));
-        }
-        for cancel in history.cancels.iter().filter(|cancel| cancel.nonce == *nonce) {
-            lines.push((cancel.asked_at, "cancel asked".into()));
-            lines.extend(cancel.confirmed_at.map(|at| (at, "cancel confirmed".into())));
-        }
-        for revision in history.revisions.iter().filter(|revision| revision.key == *key) {
-            let record = schemas::TaskRecord { task: None, ..revision.record.clone() };
-            let record = serde_json::to_string(&record).expect("a record is JSON");
-            lines.push((revision.at, format!("revision {}: {record}", revision.revision)));
-        }
-    }
-    if lines.is_empty() {
-        return;
-    }
-    for fault in &history.faults {
-        lines.push((fault.from, format!("fault {} {:?}", fault.name, fault.killed)));
-        lines.push((fault.until, format!("fault {} healed", fault.name)));
-    }
-    lines.sort();
-    eprintln!("{words}");
-    let first = lines[0].0;
-    for (at, line) in lines {
-        eprintln!("    {:>7} {}", at - first, line.chars().take(900).collect::<String>());
-    }
-}
-
 /// Plays it; fails where a promise was not held.
 async fn holds(round: Round) {
-    let history = round.play().await;
-    let verdict = check(&history);
     let mut report = Report::new(round.seed);
-    report.add(&history, &verdict);
+    round.judge(&mut report).await;
     eprintln!("{report}");
-    for violation in &verdict.violations {
-        tell(&history, &violation.to_string());
-    }
-    assert!(verdict.violations.is_empty(), "seed {}: {} violations", round.seed, verdict.violations.len());
+    assert!(report.violations.is_empty(), "seed {}: {} violations", round.seed, report.violations.len());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -267,6 +267,18 @@ impl World {
         eprintln!("not drained within {within:?}: {left}");
     }
 
+    /// Copies what all programs wrote to a folder, which outlives the world.
+    pub fn keep_logs(&self, folder: &Path) {
+        std::fs::create_dir_all(folder).expect("a folder for logs");
+        let entries = std::fs::read_dir(self.fleet.folder()).expect("the fleet's folder").flatten();
+        for path in entries.map(|entry| entry.path()).filter(|path| path.is_file()) {
+            std::fs::copy(&path, folder.join(path.file_name().expect("a name"))).expect("a log is copied");
+        }
+        if let Some(WorldEngine::Own(engine)) = &self.engine {
+            std::fs::copy(engine.log_file(), folder.join("dockerd.log")).expect("a log is copied");
+        }
+    }
+
     /// Tells every worker to leave and waits until all have.
     pub async fn leave(&mut self) {
         for worker in &mut self.workers {

@@ -141,6 +141,11 @@ impl OwnEngine {
         self.folder.path().file_name().expect("a name").to_string_lossy().into_owned()
     }
 
+    /// Where dockerd writes what it does.
+    pub fn log_file(&self) -> PathBuf {
+        self.folder.path().join("log")
+    }
+
     /// What dockerd wrote.
     fn log(&self) -> String {
         let log = fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();

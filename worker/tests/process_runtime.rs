@@ -728,10 +728,19 @@ async fn groups_of_a_dead_worker_are_swept() {
     let mut started = fixture.runtime.start(job).await.unwrap();
     line(&mut *started.stdout).await;
     let own = groups_of(&start)[0].parent().unwrap().to_owned();
-    let stale = own.parent().unwrap().join(format!("shoal-dead-{}", std::process::id()));
+    let stale = own.parent().unwrap().join(format!("shoal-jobs-dead-{}", std::process::id()));
     std::fs::create_dir_all(stale.join("left")).unwrap();
+    // Somebody else's, as a service manager names it.
+    let strange = own.parent().unwrap().join(format!("shoal-service-{}", std::process::id()));
+    std::fs::create_dir_all(&strange).unwrap();
+    let mut stranger = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+    std::fs::write(strange.join("cgroup.procs"), stranger.id().to_string()).unwrap();
     let _other = Fixture::new().await;
     assert!(!stale.exists());
+    assert!(stranger.try_wait().unwrap().is_none(), "a process of somebody else was killed");
+    stranger.kill().unwrap();
+    stranger.wait().unwrap();
+    std::fs::remove_dir(&strange).unwrap();
     let members = std::fs::read_to_string(groups_of(&start)[0].join("cgroup.procs")).unwrap();
     assert!(own.exists() && members.lines().next().is_some_and(|first| runs(pid(first))));
     fixture.stop(&start, Duration::ZERO).await;

@@ -268,6 +268,10 @@ impl Watch {
         if !ids.is_empty() {
             // Told first: who sees a container die must find that it was us.
             self.lease.tell_end();
+            let (count, worker) = (ids.len(), &self.owner.worker);
+            eprintln!(
+                "shoal: worker {worker} did not renew its lease in time; killing {count} containers of its tasks"
+            );
             self.engine.each(&ids, |engine, id| engine.kill(id));
         }
         Ok(ids.len())

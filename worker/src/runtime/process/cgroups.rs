@@ -1,6 +1,6 @@
 //! Which control groups this worker may make, and what bounds of a job become.
 //!
-//! A worker makes one folder of its own, `shoal-<name>`, per hierarchy, and holds a lock on it as long as it lives. A
+//! A worker makes one folder of its own, `shoal-jobs-<name>`, per hierarchy, and holds a lock on it as long as it lives. A
 //! folder whose lock is free belongs to a dead worker and is swept by the next one to start.
 
 use std::fs::{self, File, TryLockError};
@@ -14,8 +14,9 @@ use super::super::{Bounds, StartError};
 use super::mounts::{self, Hierarchy};
 use super::plan::{self, CgroupPlan, Setting};
 
-/// Begins the name of every folder that a worker makes for itself.
-const OURS: &str = "shoal-";
+/// Begins the name of every folder that a worker makes for itself, and of nothing else: an operator may well have a
+/// `shoal-worker.service` beside it, whose members nobody may kill.
+const OURS: &str = "shoal-jobs-";
 /// CPU time is handed out per this many microseconds, the kernel's default.
 const PERIOD_US: u64 = 100_000;
 /// The kernel's longest, for shares below its smallest quota of 1 ms a period.
@@ -184,7 +185,7 @@ fn add(plan: &mut CgroupPlan, folder: PathBuf, v2: bool) {
     }
 }
 
-/// Makes `shoal-<name>` below every parent and locks it; another name where another worker holds it.
+/// Makes `shoal-jobs-<name>` below every parent and locks it; another name where another worker holds it.
 fn claim_name(parents: &[PathBuf], name: &str) -> Option<(String, Vec<File>)> {
     if parents.is_empty() {
         return None;

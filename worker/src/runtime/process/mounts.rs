@@ -91,7 +91,7 @@ fn own_folder(mount: &Mount, own: &str, controller: Option<&str>) -> Option<Path
 
 /// Tries it: modes and owners tell only half of the truth.
 fn may_make_groups(parent: &Path) -> bool {
-    let trial = parent.join(format!("shoal-trial-{}", std::process::id()));
+    let trial = parent.join(format!("shoal-jobs-trial-{}", std::process::id()));
     let made = fs::create_dir(&trial);
     let _ = fs::remove_dir(&trial);
     made.is_ok()
