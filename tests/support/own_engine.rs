@@ -43,7 +43,7 @@ impl OwnEngine {
             eprintln!("SKIPPED: an engine of its own takes root");
             return None;
         }
-        let folder = tempfile::Builder::new().prefix("shoal-engine-").tempdir().expect("a temporary folder");
+        let folder = tempfile::Builder::new().prefix("test-engine-").tempdir().expect("a temporary folder");
         let mut command = Command::new("unshare");
         command.args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c"]);
         // The shell is the first process in there: it waits for whatever is left behind.
