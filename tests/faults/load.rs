@@ -85,11 +85,6 @@ impl Load {
         }
     }
 
-    /// A task that one process works on for this long.
-    pub fn working(&mut self, key: &str, tenths: u64) -> Planned {
-        self.job(key.to_owned(), Kind::Process, Deed::Work(tenths, 0), 3, false, false)
-    }
-
     fn call(&mut self, key: String) -> Planned {
         let nonce = self.dice.word();
         let body = json!({"workload": {"kind": "call", "handler": "echo", "payload": nonce}});
@@ -116,6 +111,11 @@ impl Load {
                 planned.body = task.with("expires_at", expires.to_string()).to_string().into_bytes();
                 planned.plan.expires = true;
                 planned
+            }
+            11 => {
+                // Long enough to be killed, frozen and handed back with its worker.
+                let tenths = self.dice.between(20, 80);
+                self.job(key, Kind::Process, Deed::Work(tenths, 0), 3, tenths.is_multiple_of(3), tenths % 5 == 1)
             }
             9 => {
                 // Stops at no signal but the last, and leaves a daemon behind.
@@ -184,7 +184,7 @@ impl Load {
             Deed::Work(tenths, code) => {
                 let good = code == 0;
                 let then = format!("work {tenths}; say end; exit {code}");
-                (then, if good { State::Succeeded } else { State::Failed }, 1, lines, good && tenths % 4 == 0)
+                (then, if good { State::Succeeded } else { State::Failed }, 1, lines, good && tenths.is_multiple_of(4))
             }
             Deed::Retry(attempt) => {
                 let then = format!("work 1; say end; [ $SHOAL_TASK_ATTEMPT -ge {attempt} ] || exit 3");

@@ -71,7 +71,10 @@ impl Report {
         report["summary"] = json!({
             "overlap_ms": summary(&figures.overlap_ms),
             "kill_to_restart_ms": summary(&figures.kill_to_restart_ms),
+            "handback_to_restart_ms": summary(&figures.handback_to_restart_ms),
             "cancel_confirmed_ms": summary(&figures.cancel_confirmed_ms),
+            "cancel_in_trouble_ms": summary(&figures.cancel_in_trouble_ms),
+            "standstill_ms": figures.standstill_ms.iter().map(|(fault, samples)| (fault.clone(), summary(samples))).collect::<BTreeMap<_, _>>(),
         });
         report
     }
@@ -140,7 +143,12 @@ impl fmt::Display for Report {
             format!("p50 {p50}, p99 {p99}, max {} of {}", Millis(samples.max()), samples.count())
         };
         row("kill to restart elsewhere", times(&figures.kill_to_restart_ms))?;
+        row("handed back to restart", times(&figures.handback_to_restart_ms))?;
         row("cancel confirmed", times(&figures.cancel_confirmed_ms))?;
+        row("  server or worker away", times(&figures.cancel_in_trouble_ms))?;
+        for (fault, samples) in &figures.standstill_ms {
+            row(&format!("no end at {fault}"), times(samples))?;
+        }
         row("containers left", figures.containers_left.to_string())?;
         row("faults", self.faults.values().sum::<u64>().to_string())?;
         for (name, count) in &self.faults {

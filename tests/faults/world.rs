@@ -35,8 +35,6 @@ pub struct Shape {
 /// What runs the containers of a world.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Containers {
-    /// None are run.
-    None,
     /// The machine's engine, which others use too.
     Machine,
     /// An engine of its own, which may be stopped, frozen and killed.
@@ -114,7 +112,6 @@ impl World {
             }
         };
         let engine = match shape.containers {
-            Containers::None => None,
             Containers::Machine => Engine::find().await.map(WorldEngine::Machine),
             Containers::Own => OwnEngine::start().await.map(WorldEngine::Own),
         };

@@ -37,8 +37,15 @@ pub struct Figures {
     pub overlap_ms: Samples,
     /// From the kill of a worker to the next start of a run that it had.
     pub kill_to_restart_ms: Samples,
-    /// From a cancel to its confirmation.
+    /// From handing a run back to its next start.
+    pub handback_to_restart_ms: Samples,
+    /// From a cancel to its confirmation, where server and worker could be reached.
     pub cancel_confirmed_ms: Samples,
+    /// The same where one of them could not.
+    pub cancel_in_trouble_ms: Samples,
+    /// By the name of a fault of the server: the longest time without the end of any run, from a second before it until
+    /// it is over for long.
+    pub standstill_ms: BTreeMap<String, Samples>,
     /// Containers and networks that were left.
     pub containers_left: u64,
 }
@@ -61,7 +68,12 @@ impl Figures {
         self.overlaps += other.overlaps;
         self.overlap_ms.add(&other.overlap_ms);
         self.kill_to_restart_ms.add(&other.kill_to_restart_ms);
+        self.handback_to_restart_ms.add(&other.handback_to_restart_ms);
         self.cancel_confirmed_ms.add(&other.cancel_confirmed_ms);
+        self.cancel_in_trouble_ms.add(&other.cancel_in_trouble_ms);
+        for (fault, samples) in &other.standstill_ms {
+            self.standstill_ms.entry(fault.clone()).or_default().add(samples);
+        }
         self.containers_left += other.containers_left;
     }
 }
@@ -142,8 +154,28 @@ pub fn count(runs: &Runs) -> Figures {
     figures.overlap_ms = effects::pairs(runs).iter().map(|pair| pair.until - pair.from).collect();
     figures.overlaps = figures.overlap_ms.count() as u64;
     figures.kill_to_restart_ms = kills::delays(runs).into_iter().collect();
-    let confirmed = runs.history.cancels.iter().filter_map(|cancel| Some(cancel.confirmed_at? - cancel.asked_at));
-    figures.cancel_confirmed_ms = confirmed.collect();
+    figures.handback_to_restart_ms = kills::handbacks(runs).into_iter().collect();
+    let in_trouble = |from, until| runs.absences.touch(from, until) || runs.silences.touch(from, until);
+    let confirmed = |troubled: bool| {
+        let cancels = runs.history.cancels.iter();
+        let confirmed = cancels.filter_map(|cancel| Some((cancel.asked_at, cancel.confirmed_at?)));
+        confirmed
+            .filter(|(from, until)| in_trouble(*from, *until) == troubled)
+            .map(|(from, until)| until - from)
+            .collect()
+    };
+    figures.cancel_confirmed_ms = confirmed(false);
+    figures.cancel_in_trouble_ms = confirmed(true);
+    let mut ends: Vec<i64> = runs.judged().filter_map(|(run, _)| Some(run.end()?.at)).collect();
+    ends.sort_unstable();
+    for fault in &runs.history.faults {
+        let Some(after) = fault.away else { continue };
+        let (from, until) = (fault.from - 1_000, fault.until + after);
+        let near: Vec<i64> = ends.iter().copied().filter(|at| (from..=until).contains(at)).collect();
+        let longest = near.windows(2).map(|pair| pair[1] - pair[0]).max();
+        let samples = figures.standstill_ms.entry(fault.name.to_owned()).or_default();
+        samples.add(&longest.into_iter().collect());
+    }
     figures.containers_left = runs.history.rest.containers.len() as u64;
     figures
 }

@@ -40,6 +40,24 @@ pub fn delays(runs: &Runs) -> Vec<i64> {
     delays
 }
 
+/// Milliseconds from each hand-back to the next start of the run.
+pub fn handbacks(runs: &Runs) -> Vec<i64> {
+    let mut delays = Vec::new();
+    for (run, submission) in runs.judged() {
+        for (at, revision) in run.revisions.iter().enumerate() {
+            let Some(last) = revision.record.attempts.last() else { continue };
+            let handed_back = last.outcome == Outcome::HandedBack && revision.record.state == State::Retrying;
+            if !handed_back || revision.record.waiting.is_some() {
+                continue;
+            }
+            let recorded = run.revisions[at + 1..].iter().find(|later| has_other(later, last)).map(|later| later.at);
+            let begun = begun_after(runs, &submission.nonce, revision.at);
+            delays.extend(recorded.into_iter().chain(begun).min().map(|next| (next - revision.at).max(0)));
+        }
+    }
+    delays
+}
+
 /// A run that a worker had when it was killed.
 struct Held<'r, 'h> {
     /// The start that died.
