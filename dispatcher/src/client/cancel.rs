@@ -43,8 +43,8 @@ pub struct CancelOutcome {
     pub record: Recorded,
 }
 
-/// What a holder gets beyond the stop grace before its task is ended for it.
-const BEYOND_GRACE: Duration = Duration::from_secs(5);
+/// What a holder gets beyond the stop grace before its task is ended for it: a cancel is confirmed within 5 s beyond it.
+const BEYOND_GRACE: Duration = Duration::from_millis(4_500);
 /// The holder is asked so often while nobody answers.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 

@@ -115,6 +115,9 @@ impl FromIterator<i64> for Samples {
     }
 }
 
+/// Milliseconds until everybody is connected again.
+const RECOVERY: i64 = 5_000;
+
 /// Counts and measures.
 pub fn count(runs: &Runs) -> Figures {
     let mut figures = Figures::default();
@@ -155,7 +158,8 @@ pub fn count(runs: &Runs) -> Figures {
     figures.overlaps = figures.overlap_ms.count() as u64;
     figures.kill_to_restart_ms = kills::delays(runs).into_iter().collect();
     figures.handback_to_restart_ms = kills::handbacks(runs).into_iter().collect();
-    let in_trouble = |from, until| runs.absences.touch(from, until) || runs.silences.touch(from, until);
+    let faults = || runs.history.faults.iter().filter(|fault| fault.away.is_some() || fault.silent.is_some());
+    let in_trouble = |from, until| faults().any(|fault| fault.from <= until && from <= fault.until + RECOVERY);
     let confirmed = |troubled: bool| {
         let cancels = runs.history.cancels.iter();
         let confirmed = cancels.filter_map(|cancel| Some((cancel.asked_at, cancel.confirmed_at?)));

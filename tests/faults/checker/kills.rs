@@ -71,7 +71,9 @@ struct Held<'r, 'h> {
 fn held<'r, 'h>(run: &'r Run<'h>, kill: &Fault) -> Option<Held<'r, 'h>> {
     let worker = kill.killed.as_deref()?;
     let last = run.revisions.iter().rposition(|revision| {
-        running(revision).is_some_and(|attempt| attempt.worker.as_ref().is_some_and(|id| id.as_str() == worker))
+        // The same worker may be back under its id and run it later.
+        revision.at <= kill.from
+            && running(revision).is_some_and(|attempt| attempt.worker.as_ref().is_some_and(|id| id.as_str() == worker))
     })?;
     let later = &run.revisions[last + 1..];
     let over = later.first().is_some_and(|next| next.at <= kill.from);
