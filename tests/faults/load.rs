@@ -21,8 +21,9 @@ pub struct Load {
     folder: String,
     /// In the environment of every job, so that its processes are known.
     mark: String,
-    /// Whether there is an engine for containers.
-    containers: bool,
+    /// Of 10,000 tasks, processes and containers; the rest are calls, which cost next to nothing.
+    processes: u64,
+    containers: u64,
     made: u64,
 }
 
@@ -62,27 +63,32 @@ enum Deed {
 }
 
 impl Load {
-    /// Jobs write their effects to `effects` in `folder`.
-    pub fn new(seed: u64, folder: &Path, mark: &str, containers: bool) -> Self {
+    /// Jobs write their effects to `effects` in `folder`. So many tasks are asked for a second.
+    pub fn new(seed: u64, folder: &Path, mark: &str, containers: bool, rate: u64) -> Self {
         let folder = folder.display().to_string();
-        Self { dice: Dice::new(seed, "load"), folder, mark: mark.to_owned(), containers, made: 0 }
+        // No more a second than two cores bear: five processes, a good one container.
+        let processes = (50_000 / rate).min(800);
+        let containers = if containers { (12_000 / rate).min(300) } else { 0 };
+        Self { dice: Dice::new(seed, "load"), folder, mark: mark.to_owned(), processes, containers, made: 0 }
     }
 
     /// The next task, or two that want the same id.
     pub fn next(&mut self) -> Vec<Planned> {
         self.made += 1;
         let key = format!("{}.t-{}", self.dice.one_of(&["default", "default", "other"]), self.made);
-        match self.dice.between(0, 100) {
-            // An id that was used before, or is in use: refused or run again, never both at once.
-            0..=2 => {
-                let other = self.call(key.clone());
-                vec![self.call(key), other]
-            }
-            3..=4 => vec![self.process(format!("default.again-{}", self.made % 8))],
-            5..=12 => vec![self.process(key)],
-            13..=15 if self.containers => vec![self.container(key)],
-            _ => vec![self.call(key)],
+        let throw = self.dice.between(0, 10_000);
+        // An id that was used before, or is in use: refused or run again, never both at once.
+        if throw < 300 {
+            let other = self.call(key.clone());
+            return vec![self.call(key), other];
         }
+        let throw = throw - 300;
+        vec![match throw {
+            _ if throw < self.processes / 4 => self.process(format!("default.again-{}", self.made % 8)),
+            _ if throw < self.processes * 5 / 4 => self.process(key),
+            _ if throw < self.processes * 5 / 4 + self.containers => self.container(key),
+            _ => self.call(key),
+        }]
     }
 
     fn call(&mut self, key: String) -> Planned {

@@ -42,7 +42,7 @@ impl Round {
         // Every revision of a record is kept, for the checker to read.
         let _ledger = Ledger::watch(&world.fleet).await;
         let over = Arc::new(AtomicBool::new(false));
-        let load = Load::new(self.seed, &world.effects(), &world.mark, world.engine.is_some());
+        let load = Load::new(self.seed, &world.effects(), &world.mark, world.engine.is_some(), self.rate);
         let user = world.user().await;
         let submitting = tokio::spawn(submit_all(user, load, self.rate, over.clone()));
 

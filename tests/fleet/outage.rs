@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use schemas::{Code, State};
+use schemas::{AgentStatus, Code, State};
 use serde_json::Value;
 
-use crate::support::{Fleet, Job, Ledger, Proxy, Publish, RawClient, With, eventually, in_time, noop, process_runs};
+use crate::support::{
+    Fleet, Job, Ledger, Proxy, Publish, RawClient, Weather, With, eventually, in_time, noop, process_runs,
+};
 
 /// Publishes until the server has it: a lost answer is asked for again; a locked id is our own earlier publish.
 async fn submit(fleet: &Fleet, key: &str, task: &Value) {
@@ -213,4 +215,32 @@ async fn a_returning_holder_that_was_replaced_is_superseded() {
     let record = fleet.run_ended("default.a", sequence).await;
     assert_eq!(record.state, State::Succeeded, "{record:?}");
     assert_eq!((job.starts(), record.spent()), (2, 1), "{record:?}");
+}
+
+#[tokio::test]
+async fn a_delivery_that_comes_with_its_lease_over_is_not_started() {
+    let mut fleet = Fleet::builder().ack_wait("3s").start().await;
+    let proxy = Proxy::start(fleet.nats().address()).await;
+    let _slow = fleet.worker("slow").env("SHOAL_NATS_URL", &proxy.url()).start().await;
+    // The connection stands, the pull is open, and what it brings is under way for longer than the lease.
+    proxy.weather(Weather::HalfOpen);
+    let job = fleet.job();
+    let sequence = fleet.publish("default.a", &job.gated("")).await;
+    eventually("it was handed out", async || match fleet.consumer("default").await.num_ack_pending {
+        1 => Ok(()),
+        other => Err(format!("{other} are out")),
+    })
+    .await;
+    let _other = fleet.worker("other").start().await;
+    job.started(1).await;
+    proxy.restore();
+    // It beats and pulls again, so it has read all that was under way.
+    let record = fleet.agent("slow").await.expect("readable").expect("there");
+    let later =
+        |agent: &schemas::AgentRecord| agent.last_fetch > record.last_fetch && agent.status == AgentStatus::Ready;
+    fleet.agent_where("slow", "pulls again", later).await;
+    job.open();
+    let record = fleet.run_ended("default.a", sequence).await;
+    assert_eq!((job.starts(), record.attempts.len()), (1, 2), "{record:?}");
+    assert_eq!(record.attempts[1].worker.as_ref().map(|id| id.as_str()), Some("other"), "{record:?}");
 }

@@ -90,6 +90,13 @@ impl Intake {
                 self.look = true;
                 // Perhaps it was we who slept: what now comes may be somebody else's already.
                 self.connected_at = Instant::now();
+                if self.pulls.is_silent() {
+                    match self.pulls.reopen().await {
+                        Ok(inbox) => self.inbox = inbox,
+                        // The client is gone; the loop ends with its inbox.
+                        Err(error) => tracing::warn!(%error, "no new inbox for pulls"),
+                    }
+                }
                 continue;
             }
             tokio::select! {

@@ -32,7 +32,7 @@ fn in_time(cancel: &Cancel, run: &Run, runs: &Runs) -> Option<Violation> {
     };
     let ms = confirmed - cancel.asked_at;
     let excused = runs.absences.touch(cancel.asked_at, confirmed);
-    (ms > cancel.grace + MARGIN && !excused).then_some(Violation::ConfirmedLate { of, ms, grace: cancel.grace })
+    (ms > cancel.grace + MARGIN + SLACK && !excused).then_some(Violation::ConfirmedLate { of, ms, grace: cancel.grace })
 }
 
 fn holds(cancel: &Cancel, run: &Run, runs: &Runs) -> Option<Violation> {

@@ -33,6 +33,8 @@ pub struct Pulls {
     next: u64,
     /// When pulls that are over were last dropped.
     swept: Instant,
+    /// When anything at all came.
+    heard: Instant,
 }
 
 struct Queue {
@@ -80,13 +82,7 @@ impl Pulls {
         stream: String,
         consumers: impl IntoIterator<Item = (String, Duration)>,
     ) -> Result<(Self, Subscriber), ApiError> {
-        let inbox = js.client().new_inbox();
-        let subject = format!("{inbox}.*.*");
-        let subscriber = js
-            .client()
-            .subscribe(subject.clone())
-            .await
-            .map_err(|error| ApiError::Failed { subject, why: error.to_string() })?;
+        let (inbox, subscriber) = open_inbox(js).await?;
         let queues = consumers.into_iter().map(|(consumer, ack_wait)| {
             // Rounded up to what the server takes: a heartbeat is at most half the life of a pull.
             let expires = (ack_wait / 3).min(LONGEST).max(Duration::from_millis(200));
@@ -102,9 +98,32 @@ impl Pulls {
             }
         });
         Ok((
-            Self { js: js.clone(), stream, inbox, queues: queues.collect(), next: 0, swept: Instant::now() },
+            Self {
+                js: js.clone(),
+                stream,
+                inbox,
+                queues: queues.collect(),
+                next: 0,
+                swept: Instant::now(),
+                heard: Instant::now(),
+            },
             subscriber,
         ))
+    }
+
+    /// Another inbox, with no pull open: what comes to the old one comes to nobody.
+    pub async fn reopen(&mut self) -> Result<Subscriber, ApiError> {
+        let (inbox, subscriber) = open_inbox(&self.js).await?;
+        self.inbox = inbox;
+        self.forget_all();
+        Ok(subscriber)
+    }
+
+    /// Whether not even a heartbeat came lately, of any queue: it is the way to the server that is silent, and what was
+    /// handed out meanwhile may come with its lease long over.
+    pub fn is_silent(&self) -> bool {
+        let heartbeats = self.queues.iter().map(|queue| queue.heartbeat).min().unwrap_or(HEARTBEAT);
+        self.heard.elapsed() >= heartbeats * 2
     }
 
     /// What the open pulls of a queue may still bring.
@@ -144,6 +163,7 @@ impl Pulls {
 
     /// Makes sense of one message of the inbox. `queue_of` finds the queue of a task's subject.
     pub fn arrived(&mut self, message: Message, queue_of: impl Fn(&str) -> Option<usize>) -> Option<Arrival> {
+        self.heard = Instant::now();
         // A task may bear a status line of its own; only what comes to our inbox is the server's word.
         let status = message.status.filter(|_| message.subject.starts_with(self.inbox.as_str()));
         let Some(status) = status else {
@@ -264,4 +284,12 @@ impl Pulls {
         // Every delivery answers a pull, and no pull lives longer than this.
         this.asked.is_none_or(|asked| asked.elapsed() > this.expires + PATIENCE)
     }
+}
+
+async fn open_inbox(js: &JetStream) -> Result<(String, Subscriber), ApiError> {
+    let inbox = js.client().new_inbox();
+    let subject = format!("{inbox}.*.*");
+    let subscribed = js.client().subscribe(subject.clone()).await;
+    let subscriber = subscribed.map_err(|error| ApiError::Failed { subject, why: error.to_string() })?;
+    Ok((inbox, subscriber))
 }

@@ -51,7 +51,7 @@ pub fn all() -> Vec<(&'static str, Change)> {
             effect(h, "n-process", "s-process1", Moment::Alive, at);
         }),
         ("a cancel takes all the time that it has", |h| {
-            h.cancels[0].confirmed_at = Some(h.cancels[0].asked_at + 7_000);
+            h.cancels[0].confirmed_at = Some(h.cancels[0].asked_at + 8_000);
         }),
         ("a cancel of what was never stored", |h| {
             let cancel = Cancel { nonce: "n-never".into(), ..h.cancels[1].clone() };

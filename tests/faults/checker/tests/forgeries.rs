@@ -283,8 +283,8 @@ fn cancels(add: Add) {
     add("Unconfirmed", "it ended by itself, much later", "q.late run 24", |h| {
         h.cancels[1].asked_at -= 60_000;
     });
-    add("ConfirmedLate", "confirmed a moment too late", "after 7001 ms", |h| {
-        h.cancels[0].confirmed_at = Some(h.cancels[0].asked_at + 7_001);
+    add("ConfirmedLate", "confirmed a moment too late", "after 8001 ms", |h| {
+        h.cancels[0].confirmed_at = Some(h.cancels[0].asked_at + 8_001);
     });
     add("EffectAfterCancel", "confirmed before it was true", "q.cancelled run 23", |h| {
         // The end comes 3 s later than it was told.
