@@ -50,13 +50,23 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 
 /// What to do about a run, from what was read. Pure.
 #[derive(Debug)]
-enum Move {
+pub enum Move {
     /// It is over.
     Over(Box<Recorded>),
     /// Write `cancelled` over this revision; the run has no record or waits for its retry.
-    End { record: Box<TaskRecord>, revision: u64 },
+    End {
+        /// The end.
+        record: Box<TaskRecord>,
+        /// What it is written over.
+        revision: u64,
+    },
     /// Write the flag over this revision.
-    Flag { record: Box<TaskRecord>, revision: u64 },
+    Flag {
+        /// The record with the flag.
+        record: Box<TaskRecord>,
+        /// What it is written over.
+        revision: u64,
+    },
     /// It is flagged; its holder is to stop it.
     Stop(Box<Recorded>),
 }
@@ -144,11 +154,9 @@ impl Client {
     /// record.
     async fn delete_message(&self, key: &TaskKey, sequence: u64, retrying: bool) -> Result<(), ClientError> {
         let stream = self.names.tasks_stream();
-        let never_out = match self.js.consumer(&stream, key.queue.as_str()).await? {
-            None => true,
-            Some(consumer) => consumer.delivered.stream_seq < sequence,
-        };
-        if never_out || retrying {
+        let consumer = self.js.consumer(&stream, key.queue.as_str()).await?;
+        let delivered = consumer.map_or(0, |consumer| consumer.delivered.stream_seq);
+        if may_delete(delivered, sequence, retrying) {
             self.js.delete(&stream, sequence).await?;
         }
         Ok(())
@@ -210,7 +218,13 @@ impl Client {
     }
 }
 
-fn decide(view: &TaskView, sequence: u64, cancel: &Cancel) -> Result<Move, ClientError> {
+/// Whether no worker can be at a run that was cancelled: it was never handed out, or waits for its retry. Pure.
+pub fn may_delete(delivered: u64, sequence: u64, retrying: bool) -> bool {
+    delivered < sequence || retrying
+}
+
+/// Decides about one run of a task. Pure.
+pub fn decide(view: &TaskView, sequence: u64, cancel: &Cancel) -> Result<Move, ClientError> {
     let recorded = view.record.as_ref();
     if let Some(newer) = view.sequence().filter(|newer| *newer > sequence)
         && recorded.is_none_or(|recorded| recorded.record.sequence != sequence)
@@ -259,7 +273,7 @@ fn cancelled(record: TaskRecord, cancel: &Cancel, message: &str) -> TaskRecord {
 }
 
 /// The end of a run whose holder did not end it.
-fn ended_for_the_holder(mut record: TaskRecord) -> TaskRecord {
+pub fn ended_for_the_holder(mut record: TaskRecord) -> TaskRecord {
     let now = Timestamp::now();
     for attempt in record.attempts.iter_mut().filter(|attempt| attempt.outcome == Outcome::Running) {
         attempt.outcome = Outcome::Cancelled;

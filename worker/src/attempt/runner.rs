@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use schemas::cancel::{CancelReply, CancelRequest};
 use schemas::record::{Attempt, Phases, TaskRecord};
-use schemas::task::{OnLost, Policy};
-use schemas::{Code, Outcome, StartId, State, Task, TaskError, TaskKey, Timestamp, header};
+use schemas::task::Policy;
+use schemas::{AgentId, Code, Outcome, StartId, State, Task, TaskError, TaskKey, Timestamp, header};
 use tokio::sync::watch;
 
 use crate::attempt::admit::{Admission, Facts, admit};
 use crate::attempt::ending::ending_error;
-use crate::attempt::fence::{Fence, Written};
+use crate::attempt::fence::{Fence, Written, claim_is_due};
 use crate::attempt::phase::{Event, Phase, Why};
 use crate::attempt::workload::{self, Work};
 use crate::logs::Activity;
@@ -114,8 +114,7 @@ impl Runner<'_> {
         let once = self.delivery.header(header::ONCE).is_some_and(|value| value.eq_ignore_ascii_case("true"));
         self.kind = Some(task.workload.kind());
         let hindrance = placement::hindrance(self.worker, &task.workload);
-        let claim_first =
-            self.unsure || once || self.delivery.count > 1 || task.on_lost == OnLost::Fail || hindrance.is_some();
+        let claim_first = claim_is_due(self.unsure, once, self.delivery.count, task.on_lost) || hindrance.is_some();
         let fresh = self.fresh(&key, State::Running);
         let mut standing = Standing { revision: 0, record: None };
         loop {
@@ -150,16 +149,20 @@ impl Runner<'_> {
                 let error = TaskError::new(Code::LostTooOften, message);
                 return Box::pin(self.end_unstarted(&key, standing.revision, record, State::Failed, Some(error))).await;
             }
-            let spent = record.attempts.iter().filter_map(|attempt| attempt.number).max();
             let start = new_start_id();
             let plan = Plan {
                 policy: task.policy(&self.worker.queues[self.delivery.queue].settings().defaults),
-                number: spent.map_or(NonZeroU32::MIN, |spent| spent.saturating_add(1)),
+                number: next_number(&record.attempts),
                 key: key.clone(),
                 task: task.clone(),
                 start,
             };
-            record.attempts.push(self.begin(&plan));
+            record.attempts.push(begun(
+                plan.number,
+                &plan.start,
+                (&self.worker.id, &self.worker.instance),
+                Timestamp::now(),
+            ));
             let mut fence = Fence::new(&self.worker.store, &key, &plan.start, standing.revision, record);
             if claim_first {
                 fail::point("before_claim");
@@ -198,17 +201,6 @@ impl Runner<'_> {
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_secs(2));
-        }
-    }
-
-    fn begin(&self, plan: &Plan) -> Attempt {
-        Attempt {
-            number: Some(plan.number),
-            start: Some(plan.start.clone()),
-            worker: Some(self.worker.id.clone()),
-            instance: Some(self.worker.instance.clone()),
-            phases: Phases { pulled: None, started: Some(Timestamp::now()), ended: None },
-            ..Attempt::new(Outcome::Running)
         }
     }
 
@@ -387,6 +379,24 @@ impl Runner<'_> {
                 None
             }
         }
+    }
+}
+
+/// The number of the next attempt: lost and handed-back ones have none, so their number comes again.
+pub(super) fn next_number(attempts: &[Attempt]) -> NonZeroU32 {
+    let spent = attempts.iter().filter_map(|attempt| attempt.number).max();
+    spent.map_or(NonZeroU32::MIN, |spent| spent.saturating_add(1))
+}
+
+/// An attempt that begins, as its record shows it.
+pub(super) fn begun(number: NonZeroU32, start: &StartId, holder: (&AgentId, &str), now: Timestamp) -> Attempt {
+    Attempt {
+        number: Some(number),
+        start: Some(start.clone()),
+        worker: Some(holder.0.clone()),
+        instance: Some(holder.1.to_owned()),
+        phases: Phases { pulled: None, started: Some(now), ended: None },
+        ..Attempt::new(Outcome::Running)
     }
 }
 
