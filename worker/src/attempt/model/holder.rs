@@ -190,7 +190,8 @@ impl Hand<'_, '_, '_> {
     fn robs(&self, holder: &Holder) -> Option<&'static str> {
         let old = self.game.book.glance(self.world.record);
         let other = self.world.record != Rec::NONE && old.run == holder.run && old.last != holder.start;
-        (other && holder.at == At::Ending).then_some("an end of a superseded start is applied")
+        (other && !old.state.is_terminal() && holder.at == At::Ending)
+            .then_some("an end of a superseded start is applied")
     }
 
     fn claim(&mut self, holder: &Holder, what: &'static str) {
@@ -318,6 +319,9 @@ impl Hand<'_, '_, '_> {
 
     fn leave(&mut self, holder: &Holder) {
         match self.game.book.ahead(holder.wanted, holder.start, self.world.record) {
+            Ahead::AnEnd(_) if self.flawed(Flaw::NothingBehindAnEndAhead) => {
+                self.put("acks an end ahead", Holder { at: At::Settling, word: Word::Done, ..*holder });
+            }
             Ahead::AnEnd(_) => {
                 let wanted = self.world.record;
                 self.put("finds an end ahead", Holder { at: At::Repairing, wanted, ..*holder });

@@ -20,7 +20,6 @@ use schemas::task::OnLost;
 /// A setting in which the protocol is tried.
 #[derive(Clone, Debug)]
 struct Scenario {
-    name: &'static str,
     /// How attempts may end by themselves.
     ends: &'static [Ending],
     on_lost: OnLost,
@@ -68,4 +67,5 @@ enum Flaw {
     LossSpendsANumber,
     FirstDeliveryIgnoresOnce,
     NothingBehindAnEndFound,
+    NothingBehindAnEndAhead,
 }
