@@ -85,7 +85,7 @@ impl Client {
                 return Err(ClientError::NotFound { kind: "task", name: key.to_string() });
             };
             run = Some(sequence);
-            let cancel = Cancel { at: Timestamp::now(), reason: options.reason.clone() };
+            let cancel = Cancel::new(Timestamp::now(), options.reason.clone());
             match decide(&view, sequence, &cancel)? {
                 Move::Over(record) => {
                     self.tidy(key, &record.record).await?;
@@ -279,7 +279,7 @@ pub fn ended_for_the_holder(mut record: TaskRecord) -> TaskRecord {
         attempt.outcome = Outcome::Cancelled;
         attempt.phases.ended = Some(now);
     }
-    let cancel = record.cancel.clone().unwrap_or(Cancel { at: now, reason: None });
+    let cancel = record.cancel.clone().unwrap_or(Cancel::new(now, None));
     let record = cancelled(record, &cancel, "cancelled; its worker did not confirm the end in time");
     TaskRecord { ended_at: Some(now), ..record }
 }
@@ -307,7 +307,7 @@ mod tests {
     }
 
     fn name(view: &TaskView, sequence: u64) -> String {
-        match decide(view, sequence, &Cancel { at: Timestamp::now(), reason: None }) {
+        match decide(view, sequence, &Cancel::new(Timestamp::now(), None)) {
             Ok(Move::Over(_)) => "over".into(),
             Ok(Move::End { record, revision }) => {
                 assert_eq!((record.state, record.sequence), (State::Cancelled, sequence));
@@ -347,7 +347,7 @@ mod tests {
     #[test]
     fn a_flagged_run_is_only_stopped() {
         let mut view = view(Some((4, State::Running)), Some(4));
-        view.record.as_mut().unwrap().record.cancel = Some(Cancel { at: Timestamp::now(), reason: None });
+        view.record.as_mut().unwrap().record.cancel = Some(Cancel::new(Timestamp::now(), None));
         assert_eq!(name(&view, 4), "stop");
     }
 }

@@ -34,11 +34,11 @@ impl Runner<'_> {
             let attempt = fence.attempt();
             attempt.outcome = outcome(&end);
             attempt.phases.started = done.started.or(attempt.phases.started);
-            attempt.phases.ended = done.exit.map(|_| now);
+            attempt.phases.ended = done.exit.as_ref().map(|_| now);
             // Of a call both are the same moment, and a no-op's record is to be small.
-            attempt.phases.pulled = done.exit.map(|_| pulled);
+            attempt.phases.pulled = done.exit.as_ref().map(|_| pulled);
             attempt.usage = usage;
-            if let Some(exit) = done.exit {
+            if let Some(exit) = &done.exit {
                 attempt.exit_code = exit.code;
                 attempt.signal = exit.signal;
                 attempt.oom = exit.oom;
@@ -126,6 +126,7 @@ impl Runner<'_> {
         let others = placement::others(self.worker, &record.queue, kind).await;
         let (now, worker) = (Timestamp::now(), self.worker.id.clone());
         let since = record.waiting.as_ref().map_or(now, |waiting| waiting.since);
+        let more = record.waiting.take().map(|waiting| waiting.more).unwrap_or_default();
         let (code, message) = if others != Others::Nobody || hindrance.code != Code::RuntimeNotAllowed {
             (hindrance.code, hindrance.message.clone())
         } else {
@@ -133,7 +134,7 @@ impl Runner<'_> {
             (Code::NoWorker, format!("{message}; {}", hindrance.message))
         };
         let after = placement::pause(now.since(since), others);
-        record.waiting = Some(Waiting { code, message, worker, since });
+        record.waiting = Some(Waiting { code, message, worker, since, more });
         record.retry_at = Some(now.plus(after));
         after
     }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use jetstream::{MESSAGE_TOO_LARGE, PublishError};
+use jetstream::{ApiError, MESSAGE_TOO_LARGE, PublishError};
 use schemas::record::TaskRecord;
 use schemas::task::OnLost;
 use schemas::{Outcome, StartId, State, TaskKey};
@@ -120,8 +120,9 @@ pub(super) fn read_back(wanted: &mut TaskRecord, start: &StartId, standing: Stan
         Right::Ended => Next::Ended(Box::new(standing.record.expect("only a record is terminal"))),
         Right::Try(revision) => {
             if let Some(record) = standing.record.filter(|record| record.sequence == wanted.sequence) {
-                // The only thing others write into our record.
+                // The only things others write into our record: a wish to stop it, and what a newer version knows of.
                 wanted.cancel = record.cancel;
+                wanted.more = record.more;
                 name_reason(wanted);
             }
             Next::Again(revision)
@@ -170,6 +171,8 @@ impl Fence {
                                 }
                             }
                         },
+                        // Ours always is; so another wrote over it, in a state of a newer version.
+                        Err(ApiError::Unreadable { .. }) => return Written::Superseded,
                         Err(error) => tracing::warn!(task = %self.key, %error, "record not readable, trying again"),
                     }
                 }
@@ -201,7 +204,11 @@ impl Fence {
 
     /// Looks who is ahead of us in the record. `None`: it cannot be read now.
     pub async fn ahead(&self) -> Option<Ahead> {
-        let standing = self.store.read(&self.key).await.ok()?;
+        let standing = match self.store.read(&self.key).await {
+            Ok(standing) => standing,
+            Err(ApiError::Unreadable { .. }) => return Some(Ahead::AnotherStart),
+            Err(_) => return None,
+        };
         Some(ahead(&self.record, &self.start, standing))
     }
 
@@ -295,7 +302,7 @@ mod tests {
     #[test]
     fn a_cancel_flag_set_by_others_is_taken_over_not_lost() {
         let flagged = TaskRecord {
-            cancel: Some(Cancel { at: Timestamp::from_millis(1), reason: None }),
+            cancel: Some(Cancel::new(Timestamp::from_millis(1), None)),
             ..record(7, State::Running, "mine")
         };
         assert_eq!(judge(Some(flagged), State::Running), Right::Try(9));

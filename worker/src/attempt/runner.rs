@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
+use jetstream::ApiError;
 use schemas::cancel::{CancelReply, CancelRequest};
 use schemas::record::{Attempt, Phases, TaskRecord};
 use schemas::task::Policy;
@@ -119,7 +120,10 @@ impl Runner<'_> {
         let mut standing = Standing { revision: 0, record: None };
         loop {
             if claim_first {
-                standing = Box::pin(self.read(&key)).await?;
+                standing = match Box::pin(self.read(&key)).await {
+                    Ok(standing) => standing,
+                    Err(verdict) => return verdict,
+                };
             }
             let now = Timestamp::now();
             let facts = Facts { sequence: self.delivery.sequence, lost_before: self.lost_before(now), once, now };
@@ -188,16 +192,20 @@ impl Runner<'_> {
             && !self.worker.given_back.contains(self.delivery.sequence)
     }
 
-    /// The record, as long as the delivery is ours.
-    async fn read(&self, key: &TaskKey) -> Option<Standing> {
+    /// The record, as long as the delivery is ours; else what the server is told.
+    async fn read(&self, key: &TaskKey) -> Result<Standing, Option<Verdict>> {
         let mut pause = Duration::from_millis(50);
         loop {
             match self.worker.store.read(key).await {
-                Ok(standing) => return Some(standing),
+                Ok(standing) => return Ok(standing),
+                Err(error @ ApiError::Unreadable { .. }) => {
+                    tracing::warn!(task = %key, %error, "its record is of a newer version; left to a worker of that");
+                    return Err(Some(Verdict::Nak(NOT_OURS)));
+                }
                 Err(error) => tracing::warn!(task = %key, %error, "record not readable, trying again"),
             }
             if self.lease.state() != Hold::Held {
-                return None;
+                return Err(None);
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_secs(2));
@@ -345,7 +353,7 @@ impl Runner<'_> {
             (None, None) => unreachable!("a fence is either here or being written"),
         };
         // The dead-man's switch fired while nobody could stop it: the lease is not ours.
-        if done.exit.is_some_and(|exit| exit.not_kept_alive) {
+        if done.exit.as_ref().is_some_and(|exit| exit.not_kept_alive) {
             phase = phase.next(Event::Stop(Why::LeaseLost));
         }
         self.ended(plan, fence, phase, done).await
@@ -395,10 +403,13 @@ pub(super) fn begun(number: NonZeroU32, start: &StartId, holder: (&AgentId, &str
         start: Some(start.clone()),
         worker: Some(holder.0.clone()),
         instance: Some(holder.1.to_owned()),
-        phases: Phases { pulled: None, started: Some(now), ended: None },
+        phases: Phases { started: Some(now), ..Phases::default() },
         ..Attempt::new(Outcome::Running)
     }
 }
+
+/// A task whose record this version cannot read is handed out again after this.
+const NOT_OURS: Duration = Duration::from_secs(15);
 
 /// Longer than any attempt; a timer that is never due.
 const FOREVER: Duration = Duration::from_secs(10 * 366 * 86_400);

@@ -306,7 +306,7 @@ impl Book {
             return *decided;
         }
         let view = self.view(message, standing);
-        let cancel = Cancel { at: now(), reason: None };
+        let cancel = Cancel::new(now(), None);
         let decided = match decide(&view, u64::from(run), &cancel) {
             Ok(Move::Over(_)) => Decided::Over,
             Ok(Move::End { record, revision }) => {
@@ -389,6 +389,7 @@ fn glance(record: &TaskRecord) -> Glance {
     let spends = |outcome| match outcome {
         Outcome::Lost | Outcome::HandedBack => false,
         Outcome::Running | Outcome::Exited | Outcome::FailedToStart | Outcome::TimedOut | Outcome::Cancelled => true,
+        Outcome::Newer(_) => unreachable!("only this version takes part"),
     };
     Glance {
         state: record.state,
