@@ -60,8 +60,13 @@ async fn is_gone(worker: &Worker, id: &AgentId, instance: &str) -> bool {
         // In doubt for the task.
         Err(_) => return false,
     };
-    let Ok(record) = serde_json::from_slice::<AgentRecord>(&entry.payload) else { return true };
-    if record.instance != instance || record.status == AgentStatus::Offline {
+    if entry.is_marker() {
+        return true;
+    }
+    // One that a newer version wrote in a way that is not ours lives as long as it beats.
+    if let Ok(record) = serde_json::from_slice::<AgentRecord>(&entry.payload)
+        && (record.instance != instance || record.status == AgentStatus::Offline)
+    {
         return true;
     }
     // A lost lease means a whole ack wait of silence; one missed beat on top of it is enough here.

@@ -198,8 +198,8 @@ impl Runner<'_> {
         loop {
             match self.worker.store.read(key).await {
                 Ok(standing) => return Ok(standing),
-                Err(error @ ApiError::Unreadable { .. }) => {
-                    tracing::warn!(task = %key, %error, "its record is of a newer version; left to a worker of that");
+                Err(ApiError::Unreadable { source, .. }) => {
+                    tracing::warn!(task = %key, error = %source, "its record is of a newer version; left to a worker of that");
                     return Err(Some(Verdict::Nak(NOT_OURS)));
                 }
                 Err(error) => tracing::warn!(task = %key, %error, "record not readable, trying again"),
