@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{AgentId, QueueName};
+use crate::newer::{More, Word};
 use crate::time::Timestamp;
 
 /// One member of the fleet, as it last described itself.
@@ -63,21 +64,31 @@ pub struct AgentRecord {
     /// When the server last confirmed an ack.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_ack: Option<Timestamp>,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub more: More,
 }
 
 /// What kind of program an agent is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[schemars(transform = crate::newer::one_of)]
 pub enum AgentKind {
     /// A Shoal worker.
     Worker,
     /// Somebody else's program, registered over HTTP.
     External,
+    /// A word of a newer version.
+    #[serde(untagged)]
+    #[schemars(skip)]
+    Newer(Word),
 }
 
 /// How an agent is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[schemars(transform = crate::newer::one_of)]
 pub enum AgentStatus {
     /// Not taking work yet.
     Starting,
@@ -87,6 +98,10 @@ pub enum AgentStatus {
     Draining,
     /// Gone.
     Offline,
+    /// A word of a newer version.
+    #[serde(untagged)]
+    #[schemars(skip)]
+    Newer(Word),
 }
 
 impl std::fmt::Display for AgentStatus {
@@ -96,6 +111,7 @@ impl std::fmt::Display for AgentStatus {
             Self::Ready => "ready",
             Self::Draining => "draining",
             Self::Offline => "offline",
+            Self::Newer(word) => word.as_str(),
         })
     }
 }
@@ -112,6 +128,10 @@ pub struct RuntimeInfo {
     /// Why it runs nothing now, if so: the engine behind it is down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub more: More,
 }
 
 /// The names of runtimes that run `container` workloads, in the order in which a worker prefers them.
@@ -129,7 +149,7 @@ impl AgentRecord {
 }
 
 /// What is free on a machine.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Resources {
     /// Idle CPU, in thousandths of a core.
     pub cpu_millis: u64,
@@ -137,6 +157,10 @@ pub struct Resources {
     pub memory_bytes: u64,
     /// Space where work folders are.
     pub disk_bytes: u64,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub more: More,
 }
 
 /// What a worker has run since it began: the data of its service's endpoint `info` in `nats micro stats`.

@@ -1,5 +1,6 @@
 //! Error codes: the one table of reasons that leave the program. `docs/errors.md` is made from it.
 
+use crate::newer::Word;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -7,11 +8,13 @@ macro_rules! codes {
     ($($(#[doc = $doc:literal])+ $name:ident = $word:literal, retryable: $retryable:literal;)+) => {
         /// Why something failed. API: a code keeps its word and its meaning.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+        #[schemars(transform = crate::newer::one_of)]
         pub enum Code {
             $($(#[doc = $doc])+ #[serde(rename = $word)] $name,)+
             /// A code of a newer version, read by an older one.
-            #[serde(other, rename = "unknown")]
-            Unknown,
+            #[serde(untagged)]
+            #[schemars(skip)]
+            Newer(Word),
         }
 
         impl Code {
@@ -22,7 +25,7 @@ macro_rules! codes {
             pub fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$name => $word,)+
-                    Self::Unknown => "unknown",
+                    Self::Newer(word) => word.as_str(),
                 }
             }
 
@@ -30,7 +33,7 @@ macro_rules! codes {
             pub fn retryable(self) -> bool {
                 match self {
                     $(Self::$name => $retryable,)+
-                    Self::Unknown => false,
+                    Self::Newer(_) => false,
                 }
             }
 
@@ -38,7 +41,7 @@ macro_rules! codes {
             pub fn meaning(self) -> &'static str {
                 match self {
                     $(Self::$name => concat!($($doc,)+).trim_ascii(),)+
-                    Self::Unknown => "A code of a newer version.",
+                    Self::Newer(_) => "A code of a newer version.",
                 }
             }
         }
@@ -144,9 +147,9 @@ impl std::fmt::Display for Code {
 
 impl std::str::FromStr for Code {
     type Err = std::convert::Infallible;
-    /// Never fails: what this version does not know is [`Code::Unknown`].
+    /// Never fails: what this version does not know is [`Code::Newer`].
     fn from_str(word: &str) -> Result<Self, Self::Err> {
-        Ok(Self::ALL.iter().copied().find(|code| code.as_str() == word).unwrap_or(Self::Unknown))
+        Ok(Self::ALL.iter().copied().find(|code| code.as_str() == word).unwrap_or_else(|| Self::Newer(Word::new(word))))
     }
 }
 
@@ -162,6 +165,8 @@ mod tests {
             assert_eq!(serde_json::from_str::<Code>(&json).unwrap(), *code);
             assert!(code.meaning().ends_with(['.', ')']), "{}", code.meaning());
         }
-        assert_eq!(serde_json::from_str::<Code>("\"from_the_future\"").unwrap(), Code::Unknown);
+        let newer: Code = serde_json::from_str("\"from_the_future\"").unwrap();
+        assert_eq!(newer, Code::Newer(Word::new("from_the_future")));
+        assert_eq!(serde_json::to_string(&newer).unwrap(), "\"from_the_future\"", "and back");
     }
 }

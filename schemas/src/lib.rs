@@ -1,6 +1,6 @@
 //! What travels on NATS and HTTP: wire types, subject and store names, error codes.
 //!
-//! Only data: no I/O, no clock, no decisions. Readers ignore unknown fields; [`strict`] is the door for submitters,
+//! Only data: no I/O, no clock, no decisions. Readers pass on the fields that they do not know ([`newer`]); [`strict`] is the door for submitters,
 //! which names every unknown field and the nearest known one.
 
 pub mod agent;
@@ -12,6 +12,7 @@ pub mod header;
 pub mod http;
 pub mod ids;
 pub mod names;
+pub mod newer;
 pub mod quantity;
 pub mod queue;
 pub mod record;
@@ -27,6 +28,7 @@ pub use dead_letter::DeadLetter;
 pub use explain::Explanation;
 pub use ids::{AgentId, InvalidId, QueueName, StartId, TaskId, TaskKey};
 pub use names::{Names, Prefix};
+pub use newer::{More, Word};
 pub use quantity::{Bytes, Cpu, Limit};
 pub use queue::QueueSettings;
 pub use record::{Attempt, Outcome, State, TaskError, TaskRecord};

@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::newer::{More, Word};
 use crate::quantity::Limit;
 use crate::task::RetryPolicy;
 use crate::time::{HumanDuration, Timestamp};
@@ -23,17 +24,26 @@ pub struct QueueSettings {
     /// Used where a task says nothing.
     #[serde(skip_serializing_if = "QueueDefaults::is_empty")]
     pub defaults: QueueDefaults,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub more: More,
 }
 
 /// What happens to a running workload whose lease cannot be renewed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[schemars(transform = crate::newer::one_of)]
 pub enum OnDisconnect {
     /// It is stopped before another worker may start it.
     #[default]
     Stop,
     /// It goes on; a returning holder claims again before anything else, and may find itself superseded.
     Continue,
+    /// A word of a newer version, taken for `stop`.
+    #[serde(untagged)]
+    #[schemars(skip)]
+    Newer(Word),
 }
 
 impl OnDisconnect {
@@ -58,6 +68,10 @@ pub struct QueueDefaults {
     /// As in a task.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop_grace: Option<HumanDuration>,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub more: More,
 }
 
 impl QueueDefaults {

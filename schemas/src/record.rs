@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 
 use crate::code::Code;
 use crate::ids::{AgentId, QueueName, StartId, TaskId, TaskKey};
+use crate::newer::{More, Word};
 use crate::task::Task;
 use crate::time::Timestamp;
 
@@ -66,6 +67,10 @@ pub struct TaskRecord {
     /// When this record became terminal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<Timestamp>,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub more: More,
 }
 
 impl TaskRecord {
@@ -88,6 +93,7 @@ impl TaskRecord {
             warnings: Vec::new(),
             submitted_at,
             ended_at: None,
+            more: More::default(),
         }
     }
 
@@ -197,6 +203,10 @@ pub struct Attempt {
     /// What it used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub more: More,
 }
 
 impl Attempt {
@@ -214,6 +224,7 @@ impl Attempt {
             error: None,
             phases: Phases::default(),
             usage: None,
+            more: More::default(),
         }
     }
 }
@@ -221,6 +232,7 @@ impl Attempt {
 /// How an attempt ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[schemars(transform = crate::newer::one_of)]
 pub enum Outcome {
     /// It has not.
     Running,
@@ -236,10 +248,14 @@ pub enum Outcome {
     HandedBack,
     /// Its worker was lost.
     Lost,
+    /// A word of a newer version.
+    #[serde(untagged)]
+    #[schemars(skip)]
+    Newer(Word),
 }
 
 /// When an attempt reached which point.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Phases {
     /// The worker got it.
@@ -251,10 +267,14 @@ pub struct Phases {
     /// The workload was gone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ended: Option<Timestamp>,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub more: More,
 }
 
 /// What an attempt used.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Usage {
     /// Start to end.
@@ -265,6 +285,10 @@ pub struct Usage {
     /// Largest memory at one moment.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peak_memory_bytes: Option<u64>,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub more: More,
 }
 
 /// Why a task or an attempt failed.
@@ -277,12 +301,16 @@ pub struct TaskError {
     /// Whether another attempt may help.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub retryable: bool,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub more: More,
 }
 
 impl TaskError {
     /// An error of `code`, retryable as the table says.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), retryable: code.retryable() }.bounded()
+        Self { code, message: message.into(), retryable: code.retryable(), more: More::default() }.bounded()
     }
 
     /// The same with a message of at most [`MESSAGE_BYTES`]: it stands in a record, perhaps once an attempt.
@@ -308,6 +336,10 @@ pub struct Waiting {
     pub worker: AgentId,
     /// When it was first put off for want of a worker.
     pub since: Timestamp,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub more: More,
 }
 
 /// A wish to stop a running task.
@@ -318,16 +350,32 @@ pub struct Cancel {
     /// By whom or why, in the canceller's words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub more: More,
+}
+
+impl Cancel {
+    /// A wish of now.
+    pub fn new(at: Timestamp, reason: Option<String>) -> Self {
+        Self { at, reason, more: More::default() }
+    }
 }
 
 /// A result: its bytes, or where they are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[schemars(transform = crate::newer::one_of)]
 pub enum TaskResult {
     /// Base64 of at most 64 KiB.
     Inline(String),
     /// Larger: an object in the artifacts' store.
     Object(ObjectRef),
+    /// Of a newer version.
+    #[serde(untagged)]
+    #[schemars(skip)]
+    Newer(More),
 }
 
 impl TaskResult {
@@ -340,7 +388,7 @@ impl TaskResult {
     pub fn inline_bytes(&self) -> Option<Result<Vec<u8>, base64::DecodeError>> {
         match self {
             Self::Inline(text) => Some(base64::engine::general_purpose::STANDARD.decode(text)),
-            Self::Object(_) => None,
+            Self::Object(_) | Self::Newer(_) => None,
         }
     }
 }
@@ -354,6 +402,10 @@ pub struct ObjectRef {
     pub bytes: u64,
     /// `SHA-256=<base64url>`, as the object store keeps it.
     pub digest: String,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub more: More,
 }
 
 /// One gathered file.
@@ -367,6 +419,10 @@ pub struct Artifact {
     pub bytes: u64,
     /// `SHA-256=<base64url>`, as the object store keeps it.
     pub digest: String,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub more: More,
 }
 
 #[cfg(test)]
@@ -390,8 +446,9 @@ mod tests {
             signal: None,
             oom: false,
             error: None,
-            phases: Phases { pulled: None, started: Some(now), ended: None },
+            phases: Phases { started: Some(now), ..Phases::default() },
             usage: None,
+            more: More::default(),
         });
         let json = serde_json::to_string(&record).unwrap();
         assert!(json.len() < 400, "{} bytes: {json}", json.len());

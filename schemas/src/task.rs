@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::code::Code;
+use crate::newer::More;
 use crate::quantity::{Bytes, Cpu, Limit};
 use crate::queue::QueueDefaults;
 use crate::strict::InvalidTask;
@@ -248,6 +249,10 @@ pub struct RetryPolicy {
     /// Exit codes after which there is no retry.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub never_on_exit_codes: Vec<i32>,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub more: More,
 }
 
 fn one() -> NonZeroU32 {
@@ -261,6 +266,7 @@ impl Default for RetryPolicy {
             backoff: Backoff::default(),
             never_on_codes: Vec::new(),
             never_on_exit_codes: Vec::new(),
+            more: More::default(),
         }
     }
 }
@@ -277,6 +283,10 @@ pub struct Backoff {
     pub max: HumanDuration,
     /// `full`: between zero and the bound. `none`: exactly the bound.
     pub jitter: Jitter,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub more: More,
 }
 
 /// How the pause lies below its bound.
@@ -292,7 +302,13 @@ pub enum Jitter {
 
 impl Default for Backoff {
     fn default() -> Self {
-        Self { initial: HumanDuration::seconds(1), factor: 2.0, max: HumanDuration::seconds(300), jitter: Jitter::Full }
+        Self {
+            initial: HumanDuration::seconds(1),
+            factor: 2.0,
+            max: HumanDuration::seconds(300),
+            jitter: Jitter::Full,
+            more: More::default(),
+        }
     }
 }
 

@@ -363,7 +363,13 @@ mod tests {
     use super::*;
 
     fn artifact(path: &str, start: &str) -> Artifact {
-        Artifact { path: path.into(), start: StartId::new(start).unwrap(), bytes: 1, digest: "SHA-256=".into() }
+        Artifact {
+            path: path.into(),
+            start: StartId::new(start).unwrap(),
+            bytes: 1,
+            digest: "SHA-256=".into(),
+            more: Default::default(),
+        }
     }
 
     fn chosen(artifacts: &[Artifact], paths: &[&str]) -> Result<Vec<String>, Missing> {

@@ -47,7 +47,7 @@ fn label(text: &str) -> Result<(String, Option<String>), String> {
 pub fn code(word: &str) -> Result<Code, String> {
     let known: Vec<&str> = Code::ALL.iter().map(|code| code.as_str()).collect();
     match word.parse() {
-        Ok(Code::Unknown) => Err(did_you_mean(word, &known)),
+        Ok(Code::Newer(_)) => Err(did_you_mean(word, &known)),
         Ok(code) => Ok(code),
         Err(never) => match never {},
     }

@@ -38,7 +38,7 @@ fn record_facts(facts: &mut Facts, record: &TaskRecord, now: Timestamp) {
     facts.add("ended", record.ended_at.map(|at| moment(at, now)).unwrap_or_default());
     facts.add("retry at", record.retry_at.map(|at| at.to_string()).unwrap_or_default());
     if let Some(waiting) = &record.waiting {
-        let Waiting { code, message, since, worker } = waiting;
+        let Waiting { code, message, since, worker, more: _ } = waiting;
         facts.add("waits for", format!("{code}: {message} (since {since}, last on {worker})"));
     }
     facts.add("submission", record.submission.clone().unwrap_or_default());
@@ -127,6 +127,7 @@ fn outcome(outcome: Outcome) -> &'static str {
         Outcome::TimedOut => "timed out",
         Outcome::Cancelled => "cancelled",
         Outcome::HandedBack => "handed back",
+        Outcome::Newer(word) => word.as_str(),
         Outcome::Lost => "lost",
     }
 }

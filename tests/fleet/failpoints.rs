@@ -274,3 +274,26 @@ async fn a_point_of_another_name_kills_nobody() {
     .await;
     assert!(worker.try_wait().is_none());
 }
+
+/// Found by the model (`worker/src/attempt/model`): an end that is found by the way is not a reason to ack alone.
+#[tokio::test]
+async fn a_holder_that_lost_its_lease_writes_the_dead_letter_that_whoever_ended_it_owes() {
+    let fleet = Fleet::start().await;
+    let ledger = Ledger::watch(&fleet).await;
+    let job = fleet.job();
+    let frozen = fleet.worker("frozen").start().await;
+    let script = "[ $(wc -l < $D/starts) -gt 1 ] && exit 3; sleep 120";
+    let sequence = fleet.publish("default.a", &job.script(script)).await;
+    fleet.in_state("default.a", State::Running).await;
+    frozen.freeze();
+    // The next holder records `failed` and dies before the letter.
+    let mut dies = fleet.worker("dies").fails_at("after_end_record").spawn();
+    died("after_end_record", &mut dies).await;
+    assert_eq!(fleet.ended("default.a").await.state, State::Failed);
+    assert!(fleet.dead("default.a").await.is_empty(), "not written yet");
+    frozen.thaw();
+    fleet.message_gone("default.a").await;
+    assert_eq!(fleet.dead("default.a").await.len(), 1, "written before the ack");
+    ledger.caught_up(&fleet).await;
+    assert_eq!(ledger.one_end("default.a", sequence), State::Failed);
+}

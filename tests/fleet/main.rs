@@ -36,3 +36,4 @@ mod submit;
 #[path = "../support/mod.rs"]
 mod support;
 mod up;
+mod upgrade;

@@ -190,7 +190,7 @@ async fn a_record_tells_attempts_phases_and_use() {
     assert!(record.submitted_at <= started, "{record:?}");
     assert!(ended.since(started).as_millis() >= 300, "{record:?}");
     assert!(record.ended_at.expect("ended_at") >= ended);
-    let usage = attempt.usage.expect("usage of a process is known");
+    let usage = attempt.usage.as_ref().expect("usage of a process is known");
     assert!(usage.wall_ms >= 300, "{usage:?}");
     assert!(usage.cpu_ms.is_some_and(|cpu| cpu > 0), "{usage:?}");
     assert!(usage.peak_memory_bytes.is_some_and(|peak| peak > 100_000), "{usage:?}");

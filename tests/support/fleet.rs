@@ -74,7 +74,12 @@ impl Fleet {
 
     /// A dispatcher that has said `ready`; its health is served at the address it returns.
     pub async fn dispatcher(&self, env: &[(&str, &str)]) -> (Program, String) {
-        let mut command = self.command();
+        self.dispatcher_of(Path::new(SHOAL), env).await
+    }
+
+    /// The same of another binary.
+    pub async fn dispatcher_of(&self, binary: &Path, env: &[(&str, &str)]) -> (Program, String) {
+        let mut command = with_program(binary, &self.command());
         command.arg("dispatcher").env("SHOAL_HTTP", "127.0.0.1:0");
         command.envs(env.iter().copied());
         let mut program = Program::spawn("dispatcher", self.folder.path(), command, Stdio::null());
@@ -123,6 +128,23 @@ impl Fleet {
         command.current_dir(self.folder.path());
         command
     }
+}
+
+/// Another build of the program, older or newer, if `SHOAL_OLD_BINARY` names one: what lives beside ours while a fleet is
+/// upgraded. Else ours.
+pub fn old_binary() -> PathBuf {
+    std::env::var_os("SHOAL_OLD_BINARY").map_or_else(|| SHOAL.into(), PathBuf::from)
+}
+
+/// The same command of another program. Only for commands of a fleet, which inherit no environment.
+fn with_program(program: &Path, command: &Command) -> Command {
+    let mut same = Command::new(program);
+    same.args(command.get_args()).env_clear();
+    same.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    if let Some(folder) = command.get_current_dir() {
+        same.current_dir(folder);
+    }
+    same
 }
 
 /// A fleet is first of all what a plain client sees of it.
@@ -235,6 +257,12 @@ impl WorkerBuilder<'_> {
     /// Dies when it comes to this point of an attempt.
     pub fn fails_at(self, point: &str) -> Self {
         self.env("SHOAL_FAIL_POINT", point)
+    }
+
+    /// Another build of the program.
+    pub fn binary(mut self, binary: &Path) -> Self {
+        self.command = with_program(binary, &self.command);
+        self
     }
 
     /// Starts it without waiting.

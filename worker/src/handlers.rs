@@ -46,7 +46,7 @@ impl HandlerError {
 
 impl From<HandlerError> for TaskError {
     fn from(error: HandlerError) -> Self {
-        Self { code: Code::HandlerFailed, message: error.message, retryable: error.retryable }.bounded().bounded()
+        Self { retryable: error.retryable, ..Self::new(Code::HandlerFailed, error.message) }
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use schemas::agent::{Resources, RuntimeInfo};
-use schemas::{AgentKind, AgentRecord, AgentStatus, Timestamp};
+use schemas::{AgentKind, AgentRecord, AgentStatus, More, Timestamp};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -62,6 +62,7 @@ impl Heartbeat {
     async fn beat(&mut self, gone: bool) {
         let free = self.free();
         let full = free
+            .as_ref()
             .filter(|free| free.disk_bytes < LEAST_DISK)
             .map(|free| format!("only {} MiB of disk are free where work folders are", free.disk_bytes >> 20));
         let trouble = full
@@ -144,6 +145,7 @@ impl Heartbeat {
             last_heartbeat: worker.js.now(),
             last_fetch: worker.pulse.last_fetch(),
             last_ack: worker.pulse.last_ack(),
+            more: More::default(),
         }
     }
 
@@ -160,6 +162,7 @@ impl Heartbeat {
             cpu_millis: (cores * 1_000 * idle).checked_div(all).unwrap_or(0),
             memory_bytes: memory,
             disk_bytes: disk,
+            more: More::default(),
         })
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_nats::jetstream::object_store::{ObjectMetadata, ObjectStore};
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use schemas::record::{Artifact, INLINE_RESULT_BYTES, ObjectRef, TaskResult};
-use schemas::{Code, TaskError};
+use schemas::{Code, More, TaskError};
 use tokio::io::AsyncRead;
 
 use crate::attempt::workload::Work;
@@ -60,7 +60,12 @@ async fn put(
         .await
         .map_err(|_| UploadError::TimedOut)?
         .map_err(|error| UploadError::Put(error.to_string()))?;
-    Ok(ObjectRef { name: info.name, bytes: info.size as u64, digest: info.digest.unwrap_or_default() })
+    Ok(ObjectRef {
+        name: info.name,
+        bytes: info.size as u64,
+        digest: info.digest.unwrap_or_default(),
+        more: More::default(),
+    })
 }
 
 /// Keeps a result that is in memory.
@@ -139,9 +144,13 @@ pub async fn gather(worker: &Worker, work: &Work, folder: &Path, warnings: &mut 
         };
         failed += usize::from(uploaded.is_err());
         match uploaded {
-            Ok(object) => {
-                artifacts.push(Artifact { path, start: work.start.clone(), bytes: object.bytes, digest: object.digest })
-            }
+            Ok(object) => artifacts.push(Artifact {
+                path,
+                start: work.start.clone(),
+                bytes: object.bytes,
+                digest: object.digest,
+                more: More::default(),
+            }),
             Err(error) => warnings.push(format!("artifact `{path}` not kept: {error}")),
         }
     }

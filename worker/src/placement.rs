@@ -128,7 +128,8 @@ async fn look(worker: &Worker, queue: &QueueName, kind: &str) -> Result<Others, 
             let Ok(agent) = serde_json::from_slice::<AgentRecord>(&message.payload) else { continue };
             let lives = match agent.status {
                 AgentStatus::Starting | AgentStatus::Ready => worker.js.now().since(message.stored_at) < offline,
-                AgentStatus::Draining | AgentStatus::Offline => false,
+                // What a newer version means by its word is not known; others that are sure take the task.
+                AgentStatus::Draining | AgentStatus::Offline | AgentStatus::Newer(_) => false,
             };
             if lives && agent.id != worker.id && agent.queues.contains(queue) && agent.runs(kind) {
                 let takes = agent.status == AgentStatus::Ready && agent.running_count < agent.slots;

@@ -134,7 +134,11 @@ fn is_a_workers(api: &Api, found: &AgentView) -> Result<(), Failure> {
     match record.kind {
         AgentKind::Worker if lives => Err(Failure::conflict(format!("`{}` is a living worker", record.id))
             .hint("choose another id; a worker leaves by `shoal agents drain`")),
-        AgentKind::Worker | AgentKind::External => Ok(()),
+        AgentKind::Newer(kind) if lives => {
+            Err(Failure::conflict(format!("`{}` is a living agent of the kind `{kind}`", record.id))
+                .hint("choose another id, or ask a dispatcher of its version"))
+        }
+        AgentKind::Worker | AgentKind::External | AgentKind::Newer(_) => Ok(()),
     }
 }
 
@@ -177,6 +181,8 @@ fn registered(given: AgentRegistration, before: Option<&AgentRecord>, peer: IpAd
         last_heartbeat: now,
         last_fetch: None,
         last_ack: None,
+        // What another dispatcher, perhaps a newer one, knows of it.
+        more: before.map(|before| before.more.clone()).unwrap_or_default(),
     }
 }
 

@@ -89,7 +89,7 @@ async fn result(State(api): State<Api>, Path(id): Path<String>) -> Result<Respon
     }
     match &record.result {
         None => Err(Failure::not_found(format!("task {key} left no result"))),
-        Some(TaskResult::Inline(_)) => {
+        Some(TaskResult::Inline(_) | TaskResult::Newer(_)) => {
             let bytes = api.client.result(&record).await?.unwrap_or_default();
             Ok(([(header::CONTENT_TYPE, BYTES)], bytes).into_response())
         }

@@ -50,13 +50,23 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 
 /// What to do about a run, from what was read. Pure.
 #[derive(Debug)]
-enum Move {
+pub enum Move {
     /// It is over.
     Over(Box<Recorded>),
     /// Write `cancelled` over this revision; the run has no record or waits for its retry.
-    End { record: Box<TaskRecord>, revision: u64 },
+    End {
+        /// The end.
+        record: Box<TaskRecord>,
+        /// What it is written over.
+        revision: u64,
+    },
     /// Write the flag over this revision.
-    Flag { record: Box<TaskRecord>, revision: u64 },
+    Flag {
+        /// The record with the flag.
+        record: Box<TaskRecord>,
+        /// What it is written over.
+        revision: u64,
+    },
     /// It is flagged; its holder is to stop it.
     Stop(Box<Recorded>),
 }
@@ -75,7 +85,7 @@ impl Client {
                 return Err(ClientError::NotFound { kind: "task", name: key.to_string() });
             };
             run = Some(sequence);
-            let cancel = Cancel { at: Timestamp::now(), reason: options.reason.clone() };
+            let cancel = Cancel::new(Timestamp::now(), options.reason.clone());
             match decide(&view, sequence, &cancel)? {
                 Move::Over(record) => {
                     self.tidy(key, &record.record).await?;
@@ -144,11 +154,9 @@ impl Client {
     /// record.
     async fn delete_message(&self, key: &TaskKey, sequence: u64, retrying: bool) -> Result<(), ClientError> {
         let stream = self.names.tasks_stream();
-        let never_out = match self.js.consumer(&stream, key.queue.as_str()).await? {
-            None => true,
-            Some(consumer) => consumer.delivered.stream_seq < sequence,
-        };
-        if never_out || retrying {
+        let consumer = self.js.consumer(&stream, key.queue.as_str()).await?;
+        let delivered = consumer.map_or(0, |consumer| consumer.delivered.stream_seq);
+        if may_delete(delivered, sequence, retrying) {
             self.js.delete(&stream, sequence).await?;
         }
         Ok(())
@@ -210,7 +218,13 @@ impl Client {
     }
 }
 
-fn decide(view: &TaskView, sequence: u64, cancel: &Cancel) -> Result<Move, ClientError> {
+/// Whether no worker can be at a run that was cancelled: it was never handed out, or waits for its retry. Pure.
+pub fn may_delete(delivered: u64, sequence: u64, retrying: bool) -> bool {
+    delivered < sequence || retrying
+}
+
+/// Decides about one run of a task. Pure.
+pub fn decide(view: &TaskView, sequence: u64, cancel: &Cancel) -> Result<Move, ClientError> {
     let recorded = view.record.as_ref();
     if let Some(newer) = view.sequence().filter(|newer| *newer > sequence)
         && recorded.is_none_or(|recorded| recorded.record.sequence != sequence)
@@ -259,13 +273,13 @@ fn cancelled(record: TaskRecord, cancel: &Cancel, message: &str) -> TaskRecord {
 }
 
 /// The end of a run whose holder did not end it.
-fn ended_for_the_holder(mut record: TaskRecord) -> TaskRecord {
+pub fn ended_for_the_holder(mut record: TaskRecord) -> TaskRecord {
     let now = Timestamp::now();
     for attempt in record.attempts.iter_mut().filter(|attempt| attempt.outcome == Outcome::Running) {
         attempt.outcome = Outcome::Cancelled;
         attempt.phases.ended = Some(now);
     }
-    let cancel = record.cancel.clone().unwrap_or(Cancel { at: now, reason: None });
+    let cancel = record.cancel.clone().unwrap_or(Cancel::new(now, None));
     let record = cancelled(record, &cancel, "cancelled; its worker did not confirm the end in time");
     TaskRecord { ended_at: Some(now), ..record }
 }
@@ -293,7 +307,7 @@ mod tests {
     }
 
     fn name(view: &TaskView, sequence: u64) -> String {
-        match decide(view, sequence, &Cancel { at: Timestamp::now(), reason: None }) {
+        match decide(view, sequence, &Cancel::new(Timestamp::now(), None)) {
             Ok(Move::Over(_)) => "over".into(),
             Ok(Move::End { record, revision }) => {
                 assert_eq!((record.state, record.sequence), (State::Cancelled, sequence));
@@ -333,7 +347,7 @@ mod tests {
     #[test]
     fn a_flagged_run_is_only_stopped() {
         let mut view = view(Some((4, State::Running)), Some(4));
-        view.record.as_mut().unwrap().record.cancel = Some(Cancel { at: Timestamp::now(), reason: None });
+        view.record.as_mut().unwrap().record.cancel = Some(Cancel::new(Timestamp::now(), None));
         assert_eq!(name(&view, 4), "stop");
     }
 }

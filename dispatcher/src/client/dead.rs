@@ -177,13 +177,13 @@ impl Client {
     pub(super) fn letter(&self, message: &StoredMessage) -> DeadLetter {
         let (queue, id) = self.names.dead_tokens(&message.subject).unwrap_or_default();
         let number = |name| message.header(name).and_then(|value| value.parse::<u64>().ok()).unwrap_or_default();
-        let reason = message.header(header::REASON).unwrap_or_default();
+        let Ok(reason) = message.header(header::REASON).unwrap_or_default().parse::<Code>();
         DeadLetter {
             dead_sequence: message.sequence,
             queue: queue.to_owned(),
             id: id.to_owned(),
             sequence: number(header::SEQUENCE),
-            reason: reason.parse().unwrap_or(Code::Unknown),
+            reason,
             message: message.header(header::MESSAGE).unwrap_or_default().to_owned(),
             attempts: u32::try_from(number(header::ATTEMPTS)).unwrap_or(u32::MAX),
             at: message.stored_at,

@@ -659,7 +659,7 @@ fn remedy(code: Code, key: &TaskKey) -> String {
         Code::WorkerLost | Code::MessageLost => format!("see how far it came: shoal logs {key}; {again}"),
         Code::NoWorkFolder
         | Code::Internal
-        | Code::Unknown
+        | Code::Newer(_)
         // Codes of calls, which end no task.
         | Code::InvalidArgument
         | Code::NotFound

@@ -23,6 +23,11 @@ mod wait;
 pub use agents::{AgentView, OFFLINE_AFTER, judged};
 pub use bulk::{Bulk, CANCELLABLE, RETRYABLE};
 pub use cancel::{CancelEnd, CancelOptions, CancelOutcome};
+/// The pure decisions of a canceller, for the model of the protocol.
+#[doc(hidden)]
+pub mod cancelling {
+    pub use super::cancel::{Move, decide, ended_for_the_holder, may_delete};
+}
 pub use dead::{DeadContent, DeadFilter, DeadListing, Replayed};
 pub use error::ClientError;
 pub use get::{Queued, Status, TaskView};

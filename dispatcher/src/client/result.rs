@@ -30,6 +30,12 @@ struct Meta {
     deleted: bool,
 }
 
+/// A result kept in a way that this version does not know.
+fn of_a_newer_kind(record: &TaskRecord) -> ClientError {
+    let source = serde::de::Error::custom("it is kept in a way of a newer version");
+    ClientError::Unreadable { what: format!("result of {}", record.key()), source }
+}
+
 impl Client {
     /// The result's bytes, wherever they are; `None` if the task left none. The digest is checked.
     pub async fn result(&self, record: &TaskRecord) -> Result<Option<Bytes>, ClientError> {
@@ -46,6 +52,7 @@ impl Client {
                 self.object_to(&object.name, &object.digest, &mut bytes).await?;
                 Ok(Some(bytes.into()))
             }
+            Some(TaskResult::Newer(_)) => Err(of_a_newer_kind(record)),
         }
     }
 

@@ -156,7 +156,7 @@ async fn a_running_task_names_its_worker_and_a_silent_one_is_found_out() {
     assert!(answer(&explained).starts_with("attempt 1 of 1 runs on w-1 for"), "{explained:?}");
     assert_eq!(explained.worker, Some(AgentId::new("w-1").unwrap()));
 
-    record.cancel = Some(Cancel { at: Timestamp::now(), reason: Some("enough".into()) });
+    record.cancel = Some(Cancel::new(Timestamp::now(), Some("enough".into())));
     hand.write(&record, written.revision).await;
     let explained = explain(&client, "default.a").await;
     assert_eq!(codes(&explained), [ReasonCode::Cancelling]);

@@ -89,8 +89,14 @@ async fn results_and_artifacts_are_read_with_their_digests() {
     let info = store.put(name.as_str(), &mut &bytes[..]).await.unwrap();
     let digest = info.digest.unwrap();
 
-    record.result = Some(TaskResult::Object(ObjectRef { name, bytes: bytes.len() as u64, digest: digest.clone() }));
-    let artifact = Artifact { path: "out/a.bin".into(), start, bytes: bytes.len() as u64, digest };
+    record.result = Some(TaskResult::Object(ObjectRef {
+        name,
+        bytes: bytes.len() as u64,
+        digest: digest.clone(),
+        more: Default::default(),
+    }));
+    let artifact =
+        Artifact { path: "out/a.bin".into(), start, bytes: bytes.len() as u64, digest, more: Default::default() };
     record.artifacts.push(artifact);
     assert_eq!(client.result(&record).await.unwrap().unwrap(), bytes);
     let mut out = Vec::new();

@@ -209,7 +209,7 @@ async fn what_it_used_is_in_the_record() {
         "head -c 50000000 /dev/zero | tail -c 50000000 > /dev/null; timeout 2 sh -c 'while :; do :; done'; true";
     let record = fleet.run("default.a", &shell_in(script)).await;
     assert_eq!(record.state, State::Succeeded, "{record:?}");
-    let usage = record.attempts[0].usage.expect("usage");
+    let usage = record.attempts[0].usage.as_ref().expect("usage");
     assert!((1_900..20_000).contains(&usage.wall_ms), "{usage:?}");
     assert!(usage.cpu_ms.is_some_and(|cpu| (100..10_000).contains(&cpu)), "{usage:?}");
     assert!(usage.peak_memory_bytes.is_some_and(|peak| (1 << 20..=512 << 20).contains(&peak)), "{usage:?}");

@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn a_cancel_flag_ends_it_before_the_next_start() {
-        let cancel = Some(Cancel { at: Timestamp::from_millis(1), reason: None });
+        let cancel = Some(Cancel::new(Timestamp::from_millis(1), None));
         let record = TaskRecord { cancel, ..started(7, State::Running, Outcome::Running) };
         assert!(matches!(decide(Some(record), 2, "", false), Admission::End(State::Cancelled, _)));
     }

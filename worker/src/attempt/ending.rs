@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use schemas::record::{TaskRecord, Waiting};
 use schemas::{Code, State, TaskError, TaskKey, Timestamp};
 
@@ -33,11 +34,11 @@ impl Runner<'_> {
             let attempt = fence.attempt();
             attempt.outcome = outcome(&end);
             attempt.phases.started = done.started.or(attempt.phases.started);
-            attempt.phases.ended = done.exit.map(|_| now);
+            attempt.phases.ended = done.exit.as_ref().map(|_| now);
             // Of a call both are the same moment, and a no-op's record is to be small.
-            attempt.phases.pulled = done.exit.map(|_| pulled);
+            attempt.phases.pulled = done.exit.as_ref().map(|_| pulled);
             attempt.usage = usage;
-            if let Some(exit) = done.exit {
+            if let Some(exit) = &done.exit {
                 attempt.exit_code = exit.code;
                 attempt.signal = exit.signal;
                 attempt.oom = exit.oom;
@@ -46,56 +47,28 @@ impl Runner<'_> {
         fence.record.artifacts.extend(done.artifacts);
         fence.record.warnings.extend(done.warnings);
         fence.bound();
-        fence.record.ended_at = Some(now);
-        let mut put_off = None;
-        let (state, point) = match &settlement {
-            Settlement::Succeed => {
-                fence.record.result = done.result;
-                (State::Succeeded, "after_end_record")
-            }
-            Settlement::Retry { after, error } => {
-                fence.attempt().error = Some(error.clone());
-                fence.record.retry_at = Some(now.plus(*after));
-                (State::Retrying, "after_retry_record")
-            }
-            Settlement::Fail(error) => {
-                fence.attempt().error = Some(error.clone());
-                fence.record.error = Some(error.clone());
-                (State::Failed, "after_end_record")
-            }
-            Settlement::Cancel => {
-                let reason = fence.record.cancel.as_ref().and_then(|cancel| cancel.reason.clone());
-                let message = reason.unwrap_or_else(|| "cancelled on request".into());
-                fence.record.error = Some(TaskError::new(Code::Cancelled, message));
-                (State::Cancelled, "after_end_record")
-            }
-            Settlement::HandBack(error) => {
-                let attempt = fence.attempt();
-                attempt.number = None;
-                attempt.error = error.clone();
-                fence.record.retry_at = Some(now);
-                (State::Retrying, "after_handback_record")
-            }
-            Settlement::PutOff(error) => {
-                // It was never begun, so nothing of it stays but the reason.
-                fence.record.attempts.pop();
-                put_off = Some(self.put_off(&mut fence.record, error).await);
-                (State::Retrying, "after_handback_record")
-            }
-            Settlement::Lose(error) => {
-                fence.attempt().number = None;
-                fence.record.error = Some(error.clone());
-                (State::Lost, "after_end_record")
-            }
-            Settlement::Leave => {
-                self.worker.tally.lose();
-                return Box::pin(self.leave(&plan, &fence)).await;
-            }
-        };
-        if !state.is_terminal() {
-            fence.record.ended_at = None;
+        if settlement == Settlement::Leave {
+            self.worker.tally.lose();
+            return Box::pin(self.leave(&plan, &fence)).await;
         }
-        fence.record.state = state;
+        if settlement == Settlement::Succeed {
+            fence.record.result = done.result;
+        }
+        let ran = fence.attempt().phases.started.map_or(Duration::ZERO, |at| now.since(at));
+        let mut after = conclude(&mut fence.record, &settlement, now);
+        if let Settlement::PutOff(error) = &settlement {
+            after = self.put_off(&mut fence.record, error).await;
+        }
+        let state = fence.record.state;
+        let point = match &settlement {
+            Settlement::Retry { .. } => "after_retry_record",
+            Settlement::HandBack(_) | Settlement::PutOff(_) => "after_handback_record",
+            Settlement::Succeed
+            | Settlement::Fail(_)
+            | Settlement::Cancel
+            | Settlement::Lose(_)
+            | Settlement::Leave => "after_end_record",
+        };
         fence.trim();
         fail::point("before_end_record");
         // An end is worth recording for as long as this worker lives: the fence keeps it from being applied twice.
@@ -115,24 +88,36 @@ impl Runner<'_> {
             }
             Written::GaveUp => return None,
         };
-        self.worker.tally.end(state, fence.attempt().phases.started.map_or(Duration::ZERO, |at| now.since(at)));
+        self.worker.tally.end(state, ran);
         fail::point(point);
-        if let Settlement::Fail(error) = &settlement {
-            let key = &plan.key;
-            if !Box::pin(self.bury((key.queue.as_str(), key.id.as_str()), fence.record.spent(), error)).await {
-                return None;
+        Box::pin(self.follow(&plan.key, revision, body, &fence.record, after)).await
+    }
+
+    /// What follows a record that stands. `None`: it was not all done; the next delivery does the rest.
+    async fn follow(
+        &self,
+        key: &TaskKey,
+        revision: u64,
+        body: Bytes,
+        record: &TaskRecord,
+        after: Duration,
+    ) -> Option<Verdict> {
+        for step in AFTER_RECORD {
+            match (step, record.state, &record.error) {
+                (Step::Letter, State::Failed, Some(error)) => {
+                    if !self.bury((key.queue.as_str(), key.id.as_str()), record.spent(), error).await {
+                        return None;
+                    }
+                    fail::point("after_dead_letter");
+                }
+                (Step::Letter, _, _) => {}
+                (Step::Event, _, _) => {
+                    self.worker.store.tell(key, revision, body.clone()).await;
+                    fail::point("after_event");
+                }
             }
-            fail::point("after_dead_letter");
         }
-        self.worker.store.tell(&plan.key, revision, body).await;
-        fail::point("after_event");
-        Some(match settlement {
-            Settlement::Succeed | Settlement::Cancel | Settlement::Lose(_) | Settlement::Leave => Verdict::Ack,
-            Settlement::Retry { after, .. } => Verdict::Nak(after),
-            Settlement::HandBack(_) => Verdict::Nak(Duration::ZERO),
-            Settlement::PutOff(_) => Verdict::Nak(put_off.unwrap_or_default()),
-            Settlement::Fail(error) => Verdict::Term(error.code.to_string()),
-        })
+        Some(verdict(record, after))
     }
 
     /// Notes in the record why the task cannot start here, and for how long it is put off.
@@ -141,6 +126,7 @@ impl Runner<'_> {
         let others = placement::others(self.worker, &record.queue, kind).await;
         let (now, worker) = (self.worker.js.now(), self.worker.id.clone());
         let since = record.waiting.as_ref().map_or(now, |waiting| waiting.since);
+        let more = record.waiting.take().map(|waiting| waiting.more).unwrap_or_default();
         let (code, message) = if others != Others::Nobody || hindrance.code != Code::RuntimeNotAllowed {
             (hindrance.code, hindrance.message.clone())
         } else {
@@ -148,7 +134,7 @@ impl Runner<'_> {
             (Code::NoWorker, format!("{message}; {}", hindrance.message))
         };
         let after = placement::pause(now.since(since), others);
-        record.waiting = Some(Waiting { code, message, worker, since });
+        record.waiting = Some(Waiting { code, message, worker, since, more });
         record.retry_at = Some(now.plus(after));
         after
     }
@@ -187,10 +173,10 @@ impl Runner<'_> {
                     self.superseded(plan, fence).await;
                     return None;
                 }
-                // Its end stands, so an ack takes nothing from anybody.
-                Some(Ahead::AnEnd) => {
+                // Its end stands, so an ack takes nothing from anybody; but whoever wrote it may have died before the rest.
+                Some(Ahead::AnEnd(record)) => {
                     self.superseded(plan, fence).await;
-                    return Some(Verdict::Ack);
+                    return Box::pin(self.repair(&plan.key, 0, &record)).await;
                 }
                 Some(Ahead::Nobody) => break,
                 None => tokio::time::sleep(Duration::from_secs(1)).await,
@@ -216,10 +202,7 @@ impl Runner<'_> {
         state: State,
         error: Option<TaskError>,
     ) -> Option<Verdict> {
-        record.state = state;
-        record.retry_at = None;
-        record.error = error.clone();
-        record.ended_at = Some(self.worker.js.now());
+        end_without_start(&mut record, state, error, self.worker.js.now());
         // A start id of its own makes the fence tell our write from another's; it is no start of the workload.
         let start = new_start_id();
         let mut fence = Fence::new(&self.worker.store, key, &start, revision, record);
@@ -228,19 +211,7 @@ impl Runner<'_> {
         match fence.write(|| lease.state() == Hold::Held).await {
             Written::Yes { revision, body } => {
                 fail::point("after_end_record");
-                if let (State::Failed, Some(error)) = (state, &error) {
-                    let tokens = (key.queue.as_str(), key.id.as_str());
-                    if !self.bury(tokens, fence.record.spent(), error).await {
-                        return None;
-                    }
-                    fail::point("after_dead_letter");
-                }
-                self.worker.store.tell(key, revision, body).await;
-                fail::point("after_event");
-                Some(match (state, error) {
-                    (State::Failed, Some(error)) => Verdict::Term(error.code.to_string()),
-                    _ => Verdict::Ack,
-                })
+                self.follow(key, revision, body, &fence.record, Duration::ZERO).await
             }
             Written::Ended(record) => self.repair(key, 0, &record).await,
             // Somebody runs it, or will: the next delivery judges again.
@@ -249,7 +220,7 @@ impl Runner<'_> {
     }
 
     /// This run is finished: write what may be missing behind its record.
-    pub(super) async fn repair(&mut self, key: &TaskKey, revision: u64, record: &TaskRecord) -> Option<Verdict> {
+    pub(super) async fn repair(&self, key: &TaskKey, revision: u64, record: &TaskRecord) -> Option<Verdict> {
         if let (State::Failed, Some(error)) = (record.state, &record.error) {
             let tokens = (key.queue.as_str(), key.id.as_str());
             let there = self.worker.store.has_letter(tokens, record.sequence).await;
@@ -287,13 +258,9 @@ impl Runner<'_> {
     pub(super) async fn tell(&self, verdict: Verdict) {
         let Some(reply) = self.lease.reply() else { return };
         let js = &self.worker.js;
-        if let Verdict::Nak(_) = verdict {
-            // A nak is matched by sequence alone: behind a dropped connection or a lost lease it would hit whoever holds
-            // the task now.
-            let connects = js.client().statistics().connects.load(Ordering::Relaxed);
-            if connects != self.delivery.epoch || self.lease.state() != Hold::Held {
-                return;
-            }
+        let connects = js.client().statistics().connects.load(Ordering::Relaxed);
+        if !may_tell(&verdict, connects == self.delivery.epoch, self.lease.state()) {
+            return;
         }
         for _ in 0..2 {
             match tell(js, &reply, &verdict).await {
@@ -304,6 +271,91 @@ impl Runner<'_> {
                 return;
             }
         }
+    }
+}
+
+/// What follows a record that stands, in this order. The settlement comes after all of it.
+pub(super) const AFTER_RECORD: [Step; 2] = [Step::Letter, Step::Event];
+
+/// One thing that follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// The dead letter, if it failed.
+    Letter,
+    /// The event.
+    Event,
+}
+
+/// Writes down what becomes of a run whose attempt, the last in its record, has ended, and says after which pause it is
+/// to be delivered again, if it is. Pure.
+pub(super) fn conclude(record: &mut TaskRecord, settlement: &Settlement, now: Timestamp) -> Duration {
+    let attempt = record.attempts.last_mut().expect("the attempt that ended is in its record");
+    let mut pause = Duration::ZERO;
+    record.state = match settlement {
+        Settlement::Succeed => State::Succeeded,
+        Settlement::Retry { after, error } => {
+            attempt.error = Some(error.clone());
+            record.retry_at = Some(now.plus(*after));
+            pause = *after;
+            State::Retrying
+        }
+        Settlement::Fail(error) => {
+            attempt.error = Some(error.clone());
+            record.error = Some(error.clone());
+            State::Failed
+        }
+        Settlement::Cancel => {
+            let reason = record.cancel.as_ref().and_then(|cancel| cancel.reason.clone());
+            let message = reason.unwrap_or_else(|| "cancelled on request".into());
+            record.error = Some(TaskError::new(Code::Cancelled, message));
+            State::Cancelled
+        }
+        Settlement::HandBack(error) => {
+            attempt.number = None;
+            attempt.error = error.clone();
+            record.retry_at = Some(now);
+            State::Retrying
+        }
+        Settlement::PutOff(_) => {
+            // It was never begun, so nothing of it stays but the reason.
+            record.attempts.pop();
+            State::Retrying
+        }
+        Settlement::Lose(error) => {
+            attempt.number = None;
+            record.error = Some(error.clone());
+            State::Lost
+        }
+        // Nothing of it is written.
+        Settlement::Leave => record.state,
+    };
+    record.ended_at = record.state.is_terminal().then_some(now);
+    pause
+}
+
+/// Writes down the end of a run that does not start.
+pub(super) fn end_without_start(record: &mut TaskRecord, state: State, error: Option<TaskError>, now: Timestamp) {
+    record.state = state;
+    record.retry_at = None;
+    record.error = error;
+    record.ended_at = Some(now);
+}
+
+/// What the server is told behind a record that stands. `after`: the pause before the next delivery.
+pub(super) fn verdict(record: &TaskRecord, after: Duration) -> Verdict {
+    match record.state {
+        State::Succeeded | State::Cancelled | State::Lost | State::Expired => Verdict::Ack,
+        State::Failed => Verdict::Term(record.error.as_ref().map_or_else(String::new, |error| error.code.to_string())),
+        State::Retrying | State::Running => Verdict::Nak(after),
+    }
+}
+
+/// Whether a verdict may be told. A nak is matched by sequence alone: behind a dropped connection or a lost lease it
+/// would hit whoever holds the task now.
+pub(super) fn may_tell(verdict: &Verdict, same_connection: bool, hold: Hold) -> bool {
+    match verdict {
+        Verdict::Ack | Verdict::Term(_) => true,
+        Verdict::Nak(_) => same_connection && hold == Hold::Held,
     }
 }
 

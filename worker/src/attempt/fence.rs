@@ -4,11 +4,12 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use jetstream::{MESSAGE_TOO_LARGE, PublishError};
+use jetstream::{ApiError, MESSAGE_TOO_LARGE, PublishError};
 use schemas::record::TaskRecord;
+use schemas::task::OnLost;
 use schemas::{Outcome, StartId, State, TaskKey};
 
-use crate::nats::store::Store;
+use crate::nats::store::{Standing, Store};
 
 /// The right of one start to write its task's record.
 pub struct Fence {
@@ -42,14 +43,19 @@ pub enum Written {
 }
 
 /// Who is ahead of a start that lost its lease.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Ahead {
     /// The record is ours still.
     Nobody,
     /// Another start of this run, or a newer run.
     AnotherStart,
-    /// This run was ended by somebody else.
-    AnEnd,
+    /// This run was ended by somebody else; its dead letter may be missing.
+    AnEnd(Box<TaskRecord>),
+}
+
+/// Whether a delivery is claimed before it starts: whenever the server's word that it is the first is not enough.
+pub(super) fn claim_is_due(unsure: bool, once: bool, count: u64, on_lost: OnLost) -> bool {
+    unsure || once || count > 1 || on_lost == OnLost::Fail
 }
 
 /// What a look at the record says about our right to write.
@@ -65,8 +71,17 @@ enum Right {
     Ended,
 }
 
+/// Who is ahead of a start that wants to write `wanted`. Pure.
+pub(super) fn ahead(wanted: &TaskRecord, start: &StartId, standing: Standing) -> Ahead {
+    match right(&standing, wanted, start) {
+        Right::Try(_) | Right::Done(_) => Ahead::Nobody,
+        Right::Superseded => Ahead::AnotherStart,
+        Right::Ended => Ahead::AnEnd(Box::new(standing.record.expect("only a record is terminal"))),
+    }
+}
+
 /// Judges what stands in the record against what `wanted` (a record whose last attempt is our start) would say.
-fn right(standing: &crate::nats::store::Standing, wanted: &TaskRecord, start: &StartId) -> Right {
+fn right(standing: &Standing, wanted: &TaskRecord, start: &StartId) -> Right {
     let Some(record) = &standing.record else { return Right::Try(standing.revision) };
     if record.sequence != wanted.sequence {
         // Finished or not: the message of an older run is gone from the stream, else ours could not have been stored.
@@ -81,6 +96,45 @@ fn right(standing: &crate::nats::store::Standing, wanted: &TaskRecord, start: &S
         (true, State::Running) => Right::Try(standing.revision),
         (_, state) if state.is_terminal() => Right::Ended,
         (_, _) => Right::Superseded,
+    }
+}
+
+/// What a write that was refused, or whose answer stayed out, does next.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// It stands under this revision.
+    Stands(u64),
+    /// Write again, over this revision.
+    Again(u64),
+    /// Another start of this run is ahead, or a newer run.
+    Superseded,
+    /// This run was ended by somebody else.
+    Ended(Box<TaskRecord>),
+}
+
+/// Decides that by what was read back, and takes over into `wanted` what others may write there. Pure.
+pub(super) fn read_back(wanted: &mut TaskRecord, start: &StartId, standing: Standing) -> Next {
+    match right(&standing, wanted, start) {
+        Right::Done(revision) => Next::Stands(revision),
+        Right::Superseded => Next::Superseded,
+        Right::Ended => Next::Ended(Box::new(standing.record.expect("only a record is terminal"))),
+        Right::Try(revision) => {
+            if let Some(record) = standing.record.filter(|record| record.sequence == wanted.sequence) {
+                // The only things others write into our record: a wish to stop it, and what a newer version knows of.
+                wanted.cancel = record.cancel;
+                wanted.more = record.more;
+                name_reason(wanted);
+            }
+            Next::Again(revision)
+        }
+    }
+}
+
+/// A cancelled run says why, also where its holder learns the reason only now.
+fn name_reason(record: &mut TaskRecord) {
+    let reason = record.cancel.as_ref().and_then(|cancel| cancel.reason.clone());
+    if let (State::Cancelled, Some(error), Some(reason)) = (record.state, &mut record.error, reason) {
+        error.message = reason;
     }
 }
 
@@ -102,22 +156,14 @@ impl Fence {
                 PublishError::Conflict { .. } | PublishError::Unknown { .. } => {
                     tracing::debug!(task = %self.key, %error, "record write refused or unanswered, reading back");
                     match Box::pin(self.store.read(&self.key)).await {
-                        Ok(standing) => match right(&standing, &self.record, &self.start) {
-                            Right::Done(revision) => {
+                        Ok(standing) => match read_back(&mut self.record, &self.start, standing) {
+                            Next::Stands(revision) => {
                                 let body = serde_json::to_vec(&self.record).expect("a record is plain data");
                                 return self.stands(revision, body.into());
                             }
-                            Right::Superseded => return Written::Superseded,
-                            Right::Ended => {
-                                let record = standing.record.expect("only a record is terminal");
-                                return Written::Ended(Box::new(record));
-                            }
-                            Right::Try(revision) => {
-                                if let Some(record) = standing.record.filter(|r| r.sequence == self.record.sequence) {
-                                    // The only thing others write into our record.
-                                    self.record.cancel = record.cancel;
-                                    self.name_reason();
-                                }
+                            Next::Superseded => return Written::Superseded,
+                            Next::Ended(record) => return Written::Ended(record),
+                            Next::Again(revision) => {
                                 let moved = self.revision != revision;
                                 self.revision = revision;
                                 if moved {
@@ -125,6 +171,8 @@ impl Fence {
                                 }
                             }
                         },
+                        // Ours always is; so another wrote over it, in a state of a newer version.
+                        Err(ApiError::Unreadable { .. }) => return Written::Superseded,
                         Err(error) => tracing::warn!(task = %self.key, %error, "record not readable, trying again"),
                     }
                 }
@@ -148,14 +196,6 @@ impl Fence {
         }
     }
 
-    /// A cancelled run says why, also where its holder learns the reason only now.
-    fn name_reason(&mut self) {
-        let reason = self.record.cancel.as_ref().and_then(|cancel| cancel.reason.clone());
-        if let (State::Cancelled, Some(error), Some(reason)) = (self.record.state, &mut self.record.error, reason) {
-            error.message = reason;
-        }
-    }
-
     fn stands(&mut self, revision: u64, body: Bytes) -> Written {
         self.revision = revision;
         self.claimed = true;
@@ -164,12 +204,12 @@ impl Fence {
 
     /// Looks who is ahead of us in the record. `None`: it cannot be read now.
     pub async fn ahead(&self) -> Option<Ahead> {
-        let standing = self.store.read(&self.key).await.ok()?;
-        Some(match right(&standing, &self.record, &self.start) {
-            Right::Try(_) | Right::Done(_) => Ahead::Nobody,
-            Right::Superseded => Ahead::AnotherStart,
-            Right::Ended => Ahead::AnEnd,
-        })
+        let standing = match self.store.read(&self.key).await {
+            Ok(standing) => standing,
+            Err(ApiError::Unreadable { .. }) => return Some(Ahead::AnotherStart),
+            Err(_) => return None,
+        };
+        Some(ahead(&self.record, &self.start, standing))
     }
 
     /// Marks our own attempt, which is the last.
@@ -222,7 +262,6 @@ impl Fence {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nats::store::Standing;
     use schemas::record::{Attempt, Cancel};
     use schemas::{TaskKey, Timestamp};
 
@@ -263,7 +302,7 @@ mod tests {
     #[test]
     fn a_cancel_flag_set_by_others_is_taken_over_not_lost() {
         let flagged = TaskRecord {
-            cancel: Some(Cancel { at: Timestamp::from_millis(1), reason: None }),
+            cancel: Some(Cancel::new(Timestamp::from_millis(1), None)),
             ..record(7, State::Running, "mine")
         };
         assert_eq!(judge(Some(flagged), State::Running), Right::Try(9));

@@ -3,6 +3,8 @@
 pub mod admit;
 mod ending;
 pub mod fence;
+#[cfg(test)]
+mod model;
 pub mod phase;
 pub mod runner;
 pub mod workload;

@@ -8,15 +8,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
+use jetstream::ApiError;
 use schemas::cancel::{CancelReply, CancelRequest};
 use schemas::record::{Attempt, Phases, TaskRecord};
-use schemas::task::{OnLost, Policy};
-use schemas::{Code, Outcome, StartId, State, Task, TaskError, TaskKey, Timestamp, header};
+use schemas::task::Policy;
+use schemas::{AgentId, Code, Outcome, StartId, State, Task, TaskError, TaskKey, Timestamp, header};
 use tokio::sync::watch;
 
 use crate::attempt::admit::{Admission, Facts, admit};
 use crate::attempt::ending::ending_error;
-use crate::attempt::fence::{Fence, Written};
+use crate::attempt::fence::{Fence, Written, claim_is_due};
 use crate::attempt::phase::{Event, Phase, Why};
 use crate::attempt::workload::{self, Work};
 use crate::logs::Activity;
@@ -114,13 +115,15 @@ impl Runner<'_> {
         let once = self.delivery.header(header::ONCE).is_some_and(|value| value.eq_ignore_ascii_case("true"));
         self.kind = Some(task.workload.kind());
         let hindrance = placement::hindrance(self.worker, &task.workload);
-        let claim_first =
-            self.unsure || once || self.delivery.count > 1 || task.on_lost == OnLost::Fail || hindrance.is_some();
+        let claim_first = claim_is_due(self.unsure, once, self.delivery.count, task.on_lost) || hindrance.is_some();
         let fresh = self.fresh(&key, State::Running);
         let mut standing = Standing { revision: 0, record: None };
         loop {
             if claim_first {
-                standing = Box::pin(self.read(&key)).await?;
+                standing = match Box::pin(self.read(&key)).await {
+                    Ok(standing) => standing,
+                    Err(verdict) => return verdict,
+                };
             }
             let now = self.worker.js.now();
             let facts = Facts { sequence: self.delivery.sequence, lost_before: self.lost_before(now), once, now };
@@ -150,16 +153,20 @@ impl Runner<'_> {
                 let error = TaskError::new(Code::LostTooOften, message);
                 return Box::pin(self.end_unstarted(&key, standing.revision, record, State::Failed, Some(error))).await;
             }
-            let spent = record.attempts.iter().filter_map(|attempt| attempt.number).max();
             let start = new_start_id();
             let plan = Plan {
                 policy: task.policy(&self.worker.queues[self.delivery.queue].settings().defaults),
-                number: spent.map_or(NonZeroU32::MIN, |spent| spent.saturating_add(1)),
+                number: next_number(&record.attempts),
                 key: key.clone(),
                 task: task.clone(),
                 start,
             };
-            record.attempts.push(self.begin(&plan));
+            record.attempts.push(begun(
+                plan.number,
+                &plan.start,
+                (&self.worker.id, &self.worker.instance),
+                self.worker.js.now(),
+            ));
             let mut fence = Fence::new(&self.worker.store, &key, &plan.start, standing.revision, record);
             if claim_first {
                 fail::point("before_claim");
@@ -185,30 +192,23 @@ impl Runner<'_> {
             && !self.worker.given_back.contains(self.delivery.sequence)
     }
 
-    /// The record, as long as the delivery is ours.
-    async fn read(&self, key: &TaskKey) -> Option<Standing> {
+    /// The record, as long as the delivery is ours; else what the server is told.
+    async fn read(&self, key: &TaskKey) -> Result<Standing, Option<Verdict>> {
         let mut pause = Duration::from_millis(50);
         loop {
             match self.worker.store.read(key).await {
-                Ok(standing) => return Some(standing),
+                Ok(standing) => return Ok(standing),
+                Err(ApiError::Unreadable { source, .. }) => {
+                    tracing::warn!(task = %key, error = %source, "its record is of a newer version; left to a worker of that");
+                    return Err(Some(Verdict::Nak(NOT_OURS)));
+                }
                 Err(error) => tracing::warn!(task = %key, %error, "record not readable, trying again"),
             }
             if self.lease.state() != Hold::Held {
-                return None;
+                return Err(None);
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_secs(2));
-        }
-    }
-
-    fn begin(&self, plan: &Plan) -> Attempt {
-        Attempt {
-            number: Some(plan.number),
-            start: Some(plan.start.clone()),
-            worker: Some(self.worker.id.clone()),
-            instance: Some(self.worker.instance.clone()),
-            phases: Phases { pulled: None, started: Some(self.worker.js.now()), ended: None },
-            ..Attempt::new(Outcome::Running)
         }
     }
 
@@ -353,7 +353,7 @@ impl Runner<'_> {
             (None, None) => unreachable!("a fence is either here or being written"),
         };
         // The dead-man's switch fired while nobody could stop it: the lease is not ours.
-        if done.exit.is_some_and(|exit| exit.not_kept_alive) {
+        if done.exit.as_ref().is_some_and(|exit| exit.not_kept_alive) {
             phase = phase.next(Event::Stop(Why::LeaseLost));
         }
         self.ended(plan, fence, phase, done).await
@@ -389,6 +389,27 @@ impl Runner<'_> {
         }
     }
 }
+
+/// The number of the next attempt: lost and handed-back ones have none, so their number comes again.
+pub(super) fn next_number(attempts: &[Attempt]) -> NonZeroU32 {
+    let spent = attempts.iter().filter_map(|attempt| attempt.number).max();
+    spent.map_or(NonZeroU32::MIN, |spent| spent.saturating_add(1))
+}
+
+/// An attempt that begins, as its record shows it.
+pub(super) fn begun(number: NonZeroU32, start: &StartId, holder: (&AgentId, &str), now: Timestamp) -> Attempt {
+    Attempt {
+        number: Some(number),
+        start: Some(start.clone()),
+        worker: Some(holder.0.clone()),
+        instance: Some(holder.1.to_owned()),
+        phases: Phases { started: Some(now), ..Phases::default() },
+        ..Attempt::new(Outcome::Running)
+    }
+}
+
+/// A task whose record this version cannot read is handed out again after this.
+const NOT_OURS: Duration = Duration::from_secs(15);
 
 /// Longer than any attempt; a timer that is never due.
 const FOREVER: Duration = Duration::from_secs(10 * 366 * 86_400);

@@ -174,7 +174,7 @@ async fn service(
             // As in HTTP: a fault of the request stays one, however often it is sent.
             let retryable = !code.as_str().starts_with('4') || code.as_str() == "429";
             let message = format!("service on `{subject}` answered {code} {text}");
-            Err(TaskError { code: Code::HandlerFailed, message, retryable }.bounded())
+            Err(TaskError { retryable, ..TaskError::new(Code::HandlerFailed, message) }.bounded())
         }
     }
 }
@@ -259,7 +259,7 @@ async fn in_runtime(
         tracing::warn!(task = %work.key, start = %work.start, %error, "what the runtime keeps could not be removed");
     }
     let mut done = match exit {
-        Ok(exit) => Done { exit: Some(exit), ..Done::new(judge(&exit)) },
+        Ok(exit) => Done { end: judge(&exit), exit: Some(exit), ..Done::new(End::Succeeded) },
         Err(error @ RuntimeError::Lost { .. }) => {
             Done::new(End::Stopped(Why::EngineLost(TaskError::new(Code::EngineLost, error.to_string()))))
         }
@@ -373,7 +373,7 @@ fn bounds(task: &Task, worker: &Worker) -> Bounds {
 
 /// Usage for the record: only of what a runtime measured.
 pub fn usage(exit: Option<&Exit>) -> Option<Usage> {
-    exit.map(|exit| exit.usage)
+    exit.map(|exit| exit.usage.clone())
 }
 
 /// A time limit as a duration; none is for ever.

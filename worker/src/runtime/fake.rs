@@ -158,7 +158,7 @@ impl FakeRuntime {
         let not_found = || RuntimeError::NotFound { start: start.clone() };
         let mut exit = self.state().workloads.get(start).ok_or_else(not_found)?.exit.subscribe();
         let ended = exit.wait_for(Option::is_some).await.map_err(|_| not_found())?;
-        ended.ok_or_else(not_found)
+        ended.clone().ok_or_else(not_found)
     }
 }
 

@@ -157,7 +157,7 @@ pub struct Started {
 }
 
 /// How a workload ended.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Exit {
     /// Its exit code, unless a signal ended it.
     pub code: Option<i32>,

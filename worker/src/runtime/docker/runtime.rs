@@ -260,7 +260,7 @@ impl Runtime for DockerRuntime {
             words.into_iter().filter(|(_, can)| *can).map(|(word, _)| word.to_owned()).collect();
         capabilities.sort();
         let reason = self.core.engine.trouble().borrow().clone();
-        RuntimeInfo { version: facts.version.clone(), capabilities, reason }
+        RuntimeInfo { version: facts.version.clone(), capabilities, reason, ..RuntimeInfo::default() }
     }
 
     fn trouble(&self) -> Option<watch::Receiver<Option<String>>> {

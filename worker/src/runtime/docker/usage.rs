@@ -53,7 +53,7 @@ impl Meter {
 
     /// The largest so far.
     pub(super) fn usage(&self) -> Usage {
-        self.seen().usage
+        self.seen().usage.clone()
     }
 
     /// It was seen at its bound of processes.
@@ -217,7 +217,7 @@ mod tests {
         let meter = Meter::default();
         meter.add(Sample { cpu_ms: Some(5), memory: Some(70), pids_exceeded: true });
         meter.add(Sample { cpu_ms: Some(9), memory: Some(30), pids_exceeded: false });
-        assert_eq!(meter.usage(), Usage { wall_ms: 0, cpu_ms: Some(9), peak_memory_bytes: Some(70) });
+        assert_eq!(meter.usage(), Usage { cpu_ms: Some(9), peak_memory_bytes: Some(70), ..Usage::default() });
         assert!(meter.pids_exceeded());
     }
 }

@@ -154,9 +154,10 @@ impl Registered {
                 (Exit { signal: Some(libc::SIGKILL), usage, ..Exit::default() }, None)
             }
         };
+        let usage = exit.usage.clone();
         self.exit.send_replace(Some(exit));
         for answer in asked {
-            let _ = answer.send(exit.usage);
+            let _ = answer.send(usage.clone());
         }
         shepherd
     }
@@ -193,5 +194,6 @@ fn usage(used: Used) -> Usage {
         wall_ms: used.wall_ns / 1_000_000,
         cpu_ms: Some(used.cpu_us / 1_000),
         peak_memory_bytes: Some(used.peak_memory),
+        ..Usage::default()
     }
 }

@@ -208,7 +208,7 @@ impl ProcessRuntime {
 
     async fn ended(&self, start: &StartId) -> Result<Exit, RuntimeError> {
         let mut exit = self.known(start)?.exit;
-        let ended = exit.wait_for(Option::is_some).await.ok().and_then(|exit| *exit);
+        let ended = exit.wait_for(Option::is_some).await.ok().and_then(|exit| exit.clone());
         ended.ok_or_else(|| RuntimeError::NotFound { start: start.clone() })
     }
 
