@@ -283,6 +283,22 @@ impl Runner<'_> {
         self.worker.store.bury(&letter, || self.lease.state() != Hold::Held).await
     }
 
+    /// Whether an ack of ours could hit another task: the connection was another one when we got this, and if the server
+    /// came back with an older store, the sequence may have been given anew. Acks are matched by sequence alone.
+    async fn hits_another(&self) -> bool {
+        let connects = self.worker.js.client().statistics().connects.load(Ordering::Relaxed);
+        if connects == self.delivery.epoch {
+            return false;
+        }
+        let (sequence, stored_at) = self.delivery.run();
+        match self.worker.js.at(&self.worker.config.names.tasks_stream(), sequence).await {
+            Ok(Some(message)) => message.stored_at != stored_at || message.subject != *self.delivery.subject,
+            // Nothing there, or nobody to ask: the ack meets nothing, or the next delivery finds the record.
+            Ok(None) => false,
+            Err(_) => true,
+        }
+    }
+
     /// Tells the server. What it does not hear costs one more delivery, which finds the record.
     pub(super) async fn tell(&self, verdict: Verdict) {
         let Some(reply) = self.lease.reply() else { return };
@@ -294,6 +310,8 @@ impl Runner<'_> {
             if connects != self.delivery.epoch || self.lease.state() != Hold::Held {
                 return;
             }
+        } else if self.hits_another().await {
+            return;
         }
         for _ in 0..2 {
             match tell(js, &reply, &verdict).await {

@@ -4,11 +4,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use jetstream::{MESSAGE_TOO_LARGE, PublishError};
+use jetstream::{ApiError, MESSAGE_TOO_LARGE, PublishError};
 use schemas::record::TaskRecord;
-use schemas::{Outcome, StartId, State, TaskKey};
+use schemas::{Order, Outcome, StartId, State, TaskKey};
 
-use crate::nats::store::Store;
+use crate::nats::store::{Standing, Store};
 
 /// The right of one start to write its task's record.
 pub struct Fence {
@@ -66,7 +66,7 @@ enum Right {
 }
 
 /// Judges what stands in the record against what `wanted` (a record whose last attempt is our start) would say.
-fn right(standing: &crate::nats::store::Standing, wanted: &TaskRecord, start: &StartId) -> Right {
+fn right(standing: &Standing, wanted: &TaskRecord, start: &StartId) -> Right {
     let Some(record) = &standing.record else { return Right::Try(standing.revision) };
     if record.sequence != wanted.sequence {
         // Finished or not: the message of an older run is gone from the stream, else ours could not have been stored.
@@ -101,8 +101,8 @@ impl Fence {
             match &error {
                 PublishError::Conflict { .. } | PublishError::Unknown { .. } => {
                     tracing::debug!(task = %self.key, %error, "record write refused or unanswered, reading back");
-                    match Box::pin(self.store.read(&self.key)).await {
-                        Ok(standing) => match right(&standing, &self.record, &self.start) {
+                    match Box::pin(self.look()).await {
+                        Ok((standing, right)) => match right {
                             Right::Done(revision) => {
                                 let body = serde_json::to_vec(&self.record).expect("a record is plain data");
                                 return self.stands(revision, body.into());
@@ -113,7 +113,7 @@ impl Fence {
                                 return Written::Ended(Box::new(record));
                             }
                             Right::Try(revision) => {
-                                if let Some(record) = standing.record.filter(|r| r.sequence == self.record.sequence) {
+                                if let Some(record) = standing.record.filter(|record| self.is_ours(record)) {
                                     // The only thing others write into our record.
                                     self.record.cancel = record.cancel;
                                     self.name_reason();
@@ -162,10 +162,34 @@ impl Fence {
         Written::Yes { revision, body }
     }
 
+    /// Whether this record is of our run.
+    fn is_ours(&self, record: &TaskRecord) -> bool {
+        record.order_to(self.record.sequence, self.record.submitted_at) == Order::Same
+    }
+
+    /// Reads the record and judges our right to write over it.
+    async fn look(&self) -> Result<(Standing, Right), ApiError> {
+        let standing = self.store.read(&self.key).await?;
+        let order = match &standing.record {
+            Some(record) => {
+                let (sequence, stored_at) = (self.record.sequence, self.record.submitted_at);
+                self.store.order(record, &self.key, sequence, stored_at).await?
+            }
+            None => Order::Same,
+        };
+        let right = match order {
+            Order::Same | Order::Unclear => right(&standing, &self.record, &self.start),
+            // Finished or not: the message of an older run is gone from the stream, else ours could not have been stored.
+            Order::Earlier => Right::Try(standing.revision),
+            Order::Later => Right::Superseded,
+        };
+        Ok((standing, right))
+    }
+
     /// Looks who is ahead of us in the record. `None`: it cannot be read now.
     pub async fn ahead(&self) -> Option<Ahead> {
-        let standing = self.store.read(&self.key).await.ok()?;
-        Some(match right(&standing, &self.record, &self.start) {
+        let (_, right) = self.look().await.ok()?;
+        Some(match right {
             Right::Try(_) | Right::Done(_) => Ahead::Nobody,
             Right::Superseded => Ahead::AnotherStart,
             Right::Ended => Ahead::AnEnd,
@@ -222,7 +246,6 @@ impl Fence {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nats::store::Standing;
     use schemas::record::{Attempt, Cancel};
     use schemas::{TaskKey, Timestamp};
 

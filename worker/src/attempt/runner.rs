@@ -11,10 +11,10 @@ use futures_util::StreamExt;
 use schemas::cancel::{CancelReply, CancelRequest};
 use schemas::record::{Attempt, Phases, TaskRecord};
 use schemas::task::{OnLost, Policy};
-use schemas::{Code, Outcome, StartId, State, Task, TaskError, TaskKey, Timestamp, header};
+use schemas::{Code, Order, Outcome, StartId, State, Task, TaskError, TaskKey, Timestamp, header};
 use tokio::sync::watch;
 
-use crate::attempt::admit::{Admission, Facts, admit};
+use crate::attempt::admit::{Admission, Facts, admit_in_order};
 use crate::attempt::ending::ending_error;
 use crate::attempt::fence::{Fence, Written};
 use crate::attempt::phase::{Event, Phase, Why};
@@ -82,7 +82,7 @@ impl Runner<'_> {
             }
         };
         let worker = self.worker.clone();
-        let _entered = match worker.running.enter(&key, self.delivery.sequence, self.lease.number()) {
+        let _entered = match worker.running.enter(&key, self.delivery.run(), self.lease.number()) {
             Ok(entered) => entered,
             Err(holder) => {
                 // The server forgot that it gave us this run; we go on with it.
@@ -117,14 +117,14 @@ impl Runner<'_> {
         let claim_first =
             self.unsure || once || self.delivery.count > 1 || task.on_lost == OnLost::Fail || hindrance.is_some();
         let fresh = self.fresh(&key, State::Running);
-        let mut standing = Standing { revision: 0, record: None };
+        let (mut standing, mut order) = (Standing { revision: 0, record: None }, Order::Same);
         loop {
             if claim_first {
-                standing = Box::pin(self.read(&key)).await?;
+                (standing, order) = Box::pin(self.read(&key)).await?;
             }
             let now = Timestamp::now();
             let facts = Facts { sequence: self.delivery.sequence, lost_before: self.lost_before(now), once, now };
-            let mut record = match admit(&standing, facts, &task, &fresh) {
+            let mut record = match admit_in_order(order, &standing, facts, &task, &fresh) {
                 Admission::Start(record) => *record,
                 Admission::Over => return Some(Verdict::Ack),
                 Admission::Finished(record) => {
@@ -185,12 +185,21 @@ impl Runner<'_> {
             && !self.worker.given_back.contains(self.delivery.sequence)
     }
 
-    /// The record, as long as the delivery is ours.
-    async fn read(&self, key: &TaskKey) -> Option<Standing> {
+    /// The record and how its run stands to ours, as long as the delivery is ours.
+    async fn read(&self, key: &TaskKey) -> Option<(Standing, Order)> {
+        let (store, (sequence, stored_at)) = (&self.worker.store, self.delivery.run());
         let mut pause = Duration::from_millis(50);
         loop {
-            match self.worker.store.read(key).await {
-                Ok(standing) => return Some(standing),
+            let read = async {
+                let standing = store.read(key).await?;
+                let order = match &standing.record {
+                    Some(record) => store.order(record, key, sequence, stored_at).await?,
+                    None => Order::Same,
+                };
+                Ok::<_, jetstream::ApiError>((standing, order))
+            };
+            match read.await {
+                Ok(read) => return Some(read),
                 Err(error) => tracing::warn!(task = %key, %error, "record not readable, trying again"),
             }
             if self.lease.state() != Hold::Held {
