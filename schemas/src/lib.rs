@@ -11,6 +11,7 @@ pub mod explain;
 pub mod header;
 pub mod http;
 pub mod ids;
+pub mod loss;
 pub mod names;
 pub mod order;
 pub mod quantity;

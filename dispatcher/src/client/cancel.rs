@@ -211,7 +211,7 @@ impl Client {
 }
 
 fn decide(view: &TaskView, sequence: u64, cancel: &Cancel) -> Result<Move, ClientError> {
-    let recorded = view.record.as_ref();
+    let recorded = view.recorded();
     if let Some(newer) = view.sequence().filter(|newer| *newer > sequence)
         && recorded.is_none_or(|recorded| recorded.record.sequence != sequence)
     {
