@@ -29,22 +29,24 @@ const SECOND_LOOK: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 struct Waiting {
     key: TaskKey,
-    stored_at: Timestamp,
     submission: Option<String>,
     task: Option<Bytes>,
 }
 
+/// A run: its message's sequence and when that was stored, for a stream that went back gives a number twice.
+type Run = (u64, Timestamp);
+
 #[derive(Debug, Default)]
 struct Memory {
-    tasks: BTreeMap<u64, Waiting>,
+    tasks: BTreeMap<Run, Waiting>,
     bodies: usize,
     /// Looked after up to here.
-    looked: u64,
+    looked: Option<Run>,
 }
 
 impl Memory {
-    fn forget(&mut self, sequence: u64) {
-        if let Some(gone) = self.tasks.remove(&sequence) {
+    fn forget(&mut self, run: Run) {
+        if let Some(gone) = self.tasks.remove(&run) {
             self.bodies -= gone.task.map_or(0, |task| task.len());
         }
     }
@@ -62,51 +64,51 @@ impl Queued {
     /// Takes in one message that waits.
     pub fn remember(&self, key: TaskKey, message: &StoredMessage) {
         let mut memory = self.memory();
-        memory.forget(message.sequence);
+        let run = (message.sequence, message.stored_at);
+        memory.forget(run);
         if memory.tasks.len() >= REMEMBERED {
             return;
         }
         let fits = message.payload.len() <= TASK_KEPT_BYTES && memory.bodies + message.payload.len() <= BODIES;
         let waiting = Waiting {
             key,
-            stored_at: message.stored_at,
             submission: message.header(header::SUBMISSION).map(str::to_owned),
             task: fits.then(|| message.payload.clone()),
         };
         memory.bodies += waiting.task.as_ref().map_or(0, Bytes::len);
-        memory.tasks.insert(message.sequence, waiting);
+        memory.tasks.insert(run, waiting);
     }
 
-    fn some(&self, from: Bound<u64>, most: usize) -> Vec<(u64, Waiting)> {
+    fn some(&self, from: Bound<Run>, most: usize) -> Vec<(Run, Waiting)> {
         let memory = self.memory();
         let range = memory.tasks.range((from, Bound::Unbounded));
-        range.take(most).map(|(sequence, waiting)| (*sequence, waiting.clone())).collect()
+        range.take(most).map(|(run, waiting)| (*run, waiting.clone())).collect()
     }
 
     /// Forgets some of those whose message is gone, as every message goes once its task has ended.
     pub async fn tidy(&self, watch: &Watch) -> Result<(), ClientError> {
-        let from = Bound::Excluded(self.memory().looked);
+        let from = self.memory().looked.map_or(Bound::Unbounded, Bound::Excluded);
         let some = self.some(from, AT_ONCE);
-        for (sequence, waiting) in &some {
-            if !is_there(watch, *sequence, waiting).await? {
-                self.memory().forget(*sequence);
+        for (run, waiting) in &some {
+            if !is_there(watch, *run, waiting).await? {
+                self.memory().forget(*run);
             }
         }
-        self.memory().looked = some.last().filter(|_| some.len() == AT_ONCE).map_or(0, |(sequence, _)| *sequence);
+        self.memory().looked = some.last().filter(|_| some.len() == AT_ONCE).map(|(run, _)| *run);
         Ok(())
     }
 
     /// After a loss: ends those that are neither in the stream nor recorded. Returns how many.
     pub async fn end_lost(&self, watch: &Watch) -> Result<usize, ClientError> {
         let mut missing = Vec::new();
-        for (sequence, waiting) in self.some(Bound::Unbounded, REMEMBERED) {
-            if is_there(watch, sequence, &waiting).await? {
+        for (run, waiting) in self.some(Bound::Unbounded, REMEMBERED) {
+            if is_there(watch, run, &waiting).await? {
                 continue;
             }
-            if unrecorded(watch, sequence, &waiting).await?.is_some() {
-                missing.push((sequence, waiting));
+            if unrecorded(watch, run, &waiting).await?.is_some() {
+                missing.push((run, waiting));
             } else {
-                self.memory().forget(sequence);
+                self.memory().forget(run);
             }
         }
         if missing.is_empty() {
@@ -114,27 +116,27 @@ impl Queued {
         }
         tokio::time::sleep(SECOND_LOOK).await;
         let mut lost = 0;
-        for (sequence, waiting) in missing {
-            if !is_there(watch, sequence, &waiting).await?
-                && let Some(revision) = unrecorded(watch, sequence, &waiting).await?
+        for (run, waiting) in missing {
+            if !is_there(watch, run, &waiting).await?
+                && let Some(revision) = unrecorded(watch, run, &waiting).await?
             {
-                lost += usize::from(end(watch, sequence, &waiting, revision).await?);
+                lost += usize::from(end(watch, run, &waiting, revision).await?);
             }
-            self.memory().forget(sequence);
+            self.memory().forget(run);
         }
         Ok(lost)
     }
 }
 
 /// Whether the message of this very run is in the stream, as its leader says.
-async fn is_there(watch: &Watch, sequence: u64, waiting: &Waiting) -> Result<bool, ClientError> {
+async fn is_there(watch: &Watch, (sequence, stored_at): Run, waiting: &Waiting) -> Result<bool, ClientError> {
     let message = watch.js.at(&watch.names.tasks_stream(), sequence).await?;
     let subject = watch.names.task_subject(&waiting.key);
-    Ok(message.is_some_and(|message| message.stored_at == waiting.stored_at && message.subject == subject))
+    Ok(message.is_some_and(|message| message.stored_at == stored_at && message.subject == subject))
 }
 
 /// The revision to write over, if neither a record nor a message tells of this run or of a later one.
-async fn unrecorded(watch: &Watch, sequence: u64, waiting: &Waiting) -> Result<Option<u64>, ClientError> {
+async fn unrecorded(watch: &Watch, (sequence, stored_at): Run, waiting: &Waiting) -> Result<Option<u64>, ClientError> {
     let (js, names, key) = (&watch.js, &watch.names, &waiting.key);
     if js.last(&names.tasks_stream(), &names.task_subject(key)).await?.is_some() {
         // Submitted again meanwhile: that run has the id and its record.
@@ -147,14 +149,14 @@ async fn unrecorded(watch: &Watch, sequence: u64, waiting: &Waiting) -> Result<O
     };
     let earlier = slot.recorded.as_ref().is_none_or(|recorded| {
         // Submitted before it, whatever number it names: the numbers went back.
-        recorded.record.order_to(sequence, waiting.stored_at) == Order::Earlier
+        recorded.record.order_to(sequence, stored_at) == Order::Earlier
     });
     Ok(earlier.then_some(slot.revision))
 }
 
 /// Writes the end of a task that was never started, as far as anybody knows.
-async fn end(watch: &Watch, sequence: u64, waiting: &Waiting, revision: u64) -> Result<bool, ClientError> {
-    let mut record = TaskRecord::new(&waiting.key, sequence, State::Lost, waiting.stored_at);
+async fn end(watch: &Watch, (sequence, stored_at): Run, waiting: &Waiting, revision: u64) -> Result<bool, ClientError> {
+    let mut record = TaskRecord::new(&waiting.key, sequence, State::Lost, stored_at);
     record.submission.clone_from(&waiting.submission);
     if let Some(task) = &waiting.task {
         record.keep_task(task);
@@ -187,15 +189,16 @@ mod tests {
     #[test]
     fn the_memory_is_bounded_in_tasks_and_bytes() {
         let queued = Queued::default();
+        let run = |n: u64| (n, Timestamp::from_millis(0));
         let key = |n: u64| format!("q.t{n}").parse::<TaskKey>().unwrap();
         queued.remember(key(1), &message(1, TASK_KEPT_BYTES + 1));
-        assert!(queued.memory().tasks[&1].task.is_none());
+        assert!(queued.memory().tasks[&run(1)].task.is_none());
         let many = (BODIES / TASK_KEPT_BYTES) as u64;
         for n in 2..many + 10 {
             queued.remember(key(n), &message(n, TASK_KEPT_BYTES));
         }
         assert_eq!(queued.memory().bodies, BODIES);
-        assert!(queued.memory().tasks[&(many + 9)].task.is_none(), "remembered all the same");
+        assert!(queued.memory().tasks[&run(many + 9)].task.is_none(), "remembered all the same");
         // Seen twice, counted once.
         queued.remember(key(2), &message(2, TASK_KEPT_BYTES));
         assert_eq!(queued.memory().bodies, BODIES);

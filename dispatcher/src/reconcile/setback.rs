@@ -18,6 +18,8 @@ use crate::client::ClientError;
 
 /// Between the two looks.
 const SECOND_LOOK: Duration = Duration::from_secs(1);
+/// At least so often: what is stored after a look and gone before the next one is not missed by anybody.
+const OFTEN: Duration = Duration::from_secs(1);
 /// The newest records whose sequences are compared in one turn.
 const NEWEST: u64 = 256;
 
@@ -69,9 +71,9 @@ struct Suspicion {
     what: &'static str,
 }
 
-/// Looks every `every`, and as soon as the server is there again.
+/// Looks every second or more often, and as soon as the server is there again.
 pub async fn run(watch: Watch, queued: Queued, stop: CancellationToken) {
-    let mut rhythm = Rhythm::new(watch.every);
+    let mut rhythm = Rhythm::new(watch.every.min(OFTEN));
     let mut memory = Memory::default();
     let mut link = watch.connection.link.clone();
     loop {

@@ -252,7 +252,7 @@ impl Runner<'_> {
     pub(super) async fn repair(&mut self, key: &TaskKey, revision: u64, record: &TaskRecord) -> Option<Verdict> {
         if let (State::Failed, Some(error)) = (record.state, &record.error) {
             let tokens = (key.queue.as_str(), key.id.as_str());
-            let there = self.worker.store.has_letter(tokens, record.sequence).await;
+            let there = self.worker.store.has_letter(tokens, (record.sequence, record.submitted_at)).await;
             match there {
                 Ok(true) => {}
                 Ok(false) if self.bury(tokens, record.spent(), error).await => {}
@@ -275,6 +275,7 @@ impl Runner<'_> {
             tokens,
             subject: &self.delivery.subject,
             sequence: self.delivery.sequence,
+            stored_at: self.delivery.stored_at,
             attempts,
             error,
             headers: &self.delivery.headers,

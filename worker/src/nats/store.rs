@@ -5,6 +5,7 @@ use std::time::Duration;
 use async_nats::HeaderMap;
 use bytes::Bytes;
 use jetstream::{ApiError, JetStream, PublishError};
+use schemas::order::CLOCK_DOUBT;
 use schemas::record::TaskRecord;
 use schemas::{HumanDuration, Names, Order, TaskKey, Timestamp, header};
 
@@ -36,6 +37,8 @@ pub struct Letter<'a> {
     pub subject: &'a str,
     /// Stream sequence of the task.
     pub sequence: u64,
+    /// When that was stored.
+    pub stored_at: Timestamp,
     /// Attempts spent.
     pub attempts: u32,
     /// Why.
@@ -162,10 +165,18 @@ impl Store {
     }
 
     /// Whether the newest dead letter on these tokens is of this very run.
-    pub async fn has_letter(&self, tokens: (&str, &str), sequence: u64) -> Result<bool, ApiError> {
+    pub async fn has_letter(
+        &self,
+        tokens: (&str, &str),
+        (sequence, stored_at): (u64, Timestamp),
+    ) -> Result<bool, ApiError> {
         let subject = self.names.dead_subject_raw(tokens.0, tokens.1);
         let newest = self.js.last(&self.dead_stream, &subject).await?;
-        Ok(newest.is_some_and(|letter| letter.header(header::SEQUENCE) == Some(&sequence.to_string())))
+        Ok(newest.is_some_and(|letter| {
+            // One that was written long before the task was stored is of a run from before the stream was set back.
+            let after = letter.stored_at.plus(CLOCK_DOUBT) >= stored_at;
+            after && letter.header(header::SEQUENCE) == Some(&sequence.to_string())
+        }))
     }
 
     /// Writes a dead letter, again and again until it is stored or `give_up` says so. `false`: given up.
@@ -183,8 +194,8 @@ impl Store {
             values.iter().for_each(|value| headers.append(name.clone(), value.clone()));
         }
         // A repeat within the server's window stores nothing new.
-        headers
-            .insert(header::NATS_MSG_ID, format!("dead.{}.{}.{}", letter.tokens.0, letter.tokens.1, letter.sequence));
+        let ((queue, id), at) = (letter.tokens, letter.stored_at.as_millis());
+        headers.insert(header::NATS_MSG_ID, format!("dead.{queue}.{id}.{}.{at}", letter.sequence));
         let subject = self.names.dead_subject_raw(letter.tokens.0, letter.tokens.1);
         let mut pause = Duration::from_millis(50);
         let mut bare = false;
@@ -206,7 +217,7 @@ impl Store {
             }
             tokio::time::sleep(pause).await;
             // It may have been stored all the same. No message id does this: a letter carries none of the server's headers.
-            if let Ok(true) = self.has_letter(letter.tokens, letter.sequence).await {
+            if let Ok(true) = self.has_letter(letter.tokens, (letter.sequence, letter.stored_at)).await {
                 return true;
             }
             pause = (pause * 2).min(Duration::from_secs(2));
