@@ -21,6 +21,9 @@ use crate::nats::pull::{Arrival, Pulls};
 use crate::quarantine;
 use crate::worker::Worker;
 
+/// Before a consumer that is not there is made again.
+const MAKE_AGAIN: Duration = Duration::from_millis(500);
+
 /// The loop and its state.
 pub struct Intake {
     worker: Arc<Worker>,
@@ -258,6 +261,9 @@ impl Intake {
         let worker = self.worker.clone();
         self.attempts.spawn(async move {
             let queue = &worker.queues[queue];
+            // If the stream went too it must be gone before it is made again: one that is made while it is being deleted
+            // answers no publish (seen on 2.15.1).
+            tokio::time::sleep(MAKE_AGAIN).await;
             match crate::stores::ensure_queue(&worker.js, &worker.config, &queue.name).await {
                 Ok(consumer) => queue.set_ack_wait(consumer.ack_wait()),
                 Err(error) => {
