@@ -383,6 +383,82 @@ async fn what_a_limit_of_deliveries_gave_up_is_handed_out_all_the_same() {
 }
 
 #[tokio::test]
+async fn what_is_handed_out_again_for_others_sake_goes_on_where_it_runs() {
+    let fleet = Fleet::start().await;
+    let (dispatcher, _) = fleet.dispatcher(&[]).await;
+    let stream = fleet.stream(TASKS).await;
+    let by_hand = async_nats::jetstream::consumer::pull::Config {
+        durable_name: Some("default".into()),
+        filter_subject: "shoal.tasks.default.*".into(),
+        ack_wait: Duration::from_secs(4),
+        max_deliver: 1,
+        ..Default::default()
+    };
+    stream.create_consumer(by_hand).await.expect("created");
+    let (given_up, long) = (fleet.job(), fleet.job());
+    let mut worker = fleet.worker("w").start().await;
+    fleet.publish("default.given-up", &given_up.gated("true")).await;
+    fleet.in_state("default.given-up", State::Running).await;
+    worker.kill().await;
+    given_up.open();
+    let _worker = fleet.worker("v").slots(2).start().await;
+    // The queue is never idle.
+    let sequence = fleet.publish("default.long", &long.gated("true").with("on_lost", "fail")).await;
+    fleet.in_state("default.long", State::Running).await;
+    assert_eq!(fleet.ended("default.given-up").await.state, State::Succeeded);
+    assert!(dispatcher.stderr().contains("out=1"), "{}", dispatcher.stderr());
+    long.open();
+    let record = fleet.run_ended("default.long", sequence).await;
+    assert_eq!((record.state, record.attempts.len(), long.starts()), (State::Succeeded, 1, 1), "{record:?}");
+    fleet.drained().await;
+}
+
+#[tokio::test]
+async fn restarts_and_frozen_dispatchers_are_no_loss() {
+    let mut fleet = Fleet::start().await;
+    let (steady, _) = fleet.dispatcher(&[]).await;
+    let (frozen, _) = fleet.dispatcher(&[]).await;
+    let _worker = fleet.worker("w").slots(4).start().await;
+    let job = fleet.job();
+    fleet.publish("default.long", &job.gated("true")).await;
+    fleet.in_state("default.long", State::Running).await;
+    for n in 0..20 {
+        fleet.publish(&format!("nobodys.q-{n}"), &noop()).await;
+    }
+    seen_by_dispatcher(&fleet).await;
+    let mut keys = Vec::new();
+    for round in 0..4 {
+        frozen.freeze();
+        for n in 0..30 {
+            let key = format!("default.r{round}-{n}");
+            fleet.publish(&key, &noop()).await;
+            keys.push(key);
+        }
+        fleet.nats().kill();
+        if round % 2 == 0 {
+            frozen.thaw();
+        }
+        fleet.nats().restart().await;
+        fleet.reachable().await;
+        frozen.thaw();
+    }
+    for key in &keys {
+        assert_eq!(fleet.ended(key).await.state, State::Succeeded);
+    }
+    seen_by_dispatcher(&fleet).await;
+    assert_eq!(losses(&fleet).await, Ok(Vec::new()));
+    job.open();
+    assert_eq!(fleet.ended("default.long").await.state, State::Succeeded);
+    for n in 0..20 {
+        let key = format!("nobodys.q-{n}");
+        assert!(fleet.record(&key).await.is_none() && fleet.message(&key).await.is_some());
+    }
+    for dispatcher in [steady, frozen] {
+        assert!(!dispatcher.stderr().contains("ERROR"), "{}", dispatcher.stderr());
+    }
+}
+
+#[tokio::test]
 async fn artifacts_past_their_retention_go_with_their_chunks_and_orphans() {
     let fleet = Fleet::builder().env("SHOAL_ARTIFACTS_KEPT", "3s").start().await;
     let _worker = fleet.worker("w").start().await;
