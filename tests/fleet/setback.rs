@@ -62,9 +62,8 @@ async fn a_used_id_runs_again_although_its_record_names_a_later_run() {
     fleet.reachable().await;
     let sequence = fleet.publish("default.same", &job.script("true")).await;
     assert_eq!(sequence, same.sequence, "the stream counts on from where the copy ended");
-    let second = fleet
-        .record_where("default.same", "of the new run", |record| record.submitted_at != same.submitted_at)
-        .await;
+    let second =
+        fleet.record_where("default.same", "of the new run", |record| record.submitted_at != same.submitted_at).await;
     let second = match second.state.is_terminal() {
         true => second,
         false => fleet.ended("default.same").await,
@@ -143,8 +142,13 @@ async fn a_holder_from_before_a_set_back_takes_nothing_from_the_new_run() {
         assert_eq!(sequence + filler, lost);
         new.started(1).await;
         // It runs under its own record, and the end of the other neither replaces that nor acks its message.
-        fleet.record_where("default.a", "of the new run", |record| record.sequence == sequence && !record.attempts.is_empty()
-            && record.attempts[0].worker.as_ref().is_some_and(|worker| worker.as_str() == "second")).await;
+        fleet
+            .record_where("default.a", "of the new run", |record| {
+                record.sequence == sequence
+                    && !record.attempts.is_empty()
+                    && record.attempts[0].worker.as_ref().is_some_and(|worker| worker.as_str() == "second")
+            })
+            .await;
         old.open();
         let event = crate::support::in_time("a superseded end", superseded.next()).await.expect("an event");
         let ended: TaskRecord = serde_json::from_slice(&event.payload).expect("a record");
@@ -385,7 +389,6 @@ async fn what_a_limit_of_deliveries_gave_up_is_handed_out_all_the_same() {
 #[tokio::test]
 async fn what_is_handed_out_again_for_others_sake_goes_on_where_it_runs() {
     let fleet = Fleet::start().await;
-    let (dispatcher, _) = fleet.dispatcher(&[]).await;
     let stream = fleet.stream(TASKS).await;
     let by_hand = async_nats::jetstream::consumer::pull::Config {
         durable_name: Some("default".into()),
@@ -402,9 +405,16 @@ async fn what_is_handed_out_again_for_others_sake_goes_on_where_it_runs() {
     worker.kill().await;
     given_up.open();
     let _worker = fleet.worker("v").slots(2).start().await;
-    // The queue is never idle.
+    eventually("nothing out", async || match fleet.consumer("default").await.num_ack_pending {
+        0 => Ok(()),
+        out => Err(format!("{out}")),
+    })
+    .await;
+    fleet.run("default.next", &noop()).await;
+    // The queue is not idle any more when a dispatcher comes.
     let sequence = fleet.publish("default.long", &long.gated("true").with("on_lost", "fail")).await;
     fleet.in_state("default.long", State::Running).await;
+    let (dispatcher, _) = fleet.dispatcher(&[]).await;
     assert_eq!(fleet.ended("default.given-up").await.state, State::Succeeded);
     assert!(dispatcher.stderr().contains("out=1"), "{}", dispatcher.stderr());
     long.open();

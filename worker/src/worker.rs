@@ -151,7 +151,12 @@ impl Running {
     }
 
     /// Takes a run in hand; the lease of the one that has it already is the error.
-    pub fn enter(&self, key: &TaskKey, (sequence, stored_at): (u64, Timestamp), lease: u64) -> Result<Entered<'_>, u64> {
+    pub fn enter(
+        &self,
+        key: &TaskKey,
+        (sequence, stored_at): (u64, Timestamp),
+        lease: u64,
+    ) -> Result<Entered<'_>, u64> {
         let run = (key.clone(), sequence, stored_at);
         match self.runs().entry(run.clone()) {
             std::collections::hash_map::Entry::Occupied(held) => Err(*held.get()),

@@ -78,7 +78,16 @@ pub(super) struct Watch {
 
 impl Watch {
     pub(super) fn new(client: &Client, key: &TaskKey, sequence: Option<u64>) -> Self {
-        Self { client: client.clone(), key: key.clone(), sequence, submitted_at: None, ears: None, seen: 0, missed: false, over: false }
+        Self {
+            client: client.clone(),
+            key: key.clone(),
+            sequence,
+            submitted_at: None,
+            ears: None,
+            seen: 0,
+            missed: false,
+            over: false,
+        }
     }
 
     /// The next newer revision; `None` after the terminal one. Cancel safe.

@@ -193,7 +193,8 @@ async fn expire(watch: &Watch, deadline: &Deadline) -> Result<Next, ClientError>
         return Ok(Next::Done);
     }
     let slot = record::read(js, names, key).await?;
-    let mut order = slot.recorded.as_ref().map(|recorded| recorded.record.order_to(message.sequence, message.stored_at));
+    let mut order =
+        slot.recorded.as_ref().map(|recorded| recorded.record.order_to(message.sequence, message.stored_at));
     if order == Some(Order::Unclear) {
         // A message that is there behind its record is of the newest run; what we write over is a relic then.
         let still = js.at(&stream, message.sequence).await?;

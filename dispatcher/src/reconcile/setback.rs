@@ -111,7 +111,10 @@ async fn turn(watch: &Watch, queued: &Queued, memory: &mut Memory) -> Result<(),
         again.into_iter().filter(|now| suspicions.iter().any(|then| then.stream == now.stream)).collect();
     for Suspicion { stream, from, to, what } in &sure {
         tracing::error!(
-            stream, from, to, "{what}: the server's store has lost something; see `nats stream info {}`",
+            stream,
+            from,
+            to,
+            "{what}: the server's store has lost something; see `nats stream info {}`",
             watch.names.tasks_stream()
         );
         note(watch, stream, *from, *to, what).await?;

@@ -145,7 +145,9 @@ pub async fn clear_loss(js: &JetStream, names: &Names) -> Result<Vec<Loss>, Topo
         }
     };
     let stream = names.tasks_stream();
-    js.change_metadata(&stream, change).await.map_err(|source| TopologyError::other(format!("stream {stream}"), source))?;
+    js.change_metadata(&stream, change)
+        .await
+        .map_err(|source| TopologyError::other(format!("stream {stream}"), source))?;
     Ok(told)
 }
 

@@ -104,7 +104,8 @@ impl Store {
     /// Whether the message of this very run is in the stream now, as its leader says.
     pub async fn holds(&self, key: &TaskKey, sequence: u64, stored_at: Timestamp) -> Result<bool, ApiError> {
         let message = self.js.at(&self.names.tasks_stream(), sequence).await?;
-        Ok(message.is_some_and(|message| message.stored_at == stored_at && message.subject == self.names.task_subject(key)))
+        Ok(message
+            .is_some_and(|message| message.stored_at == stored_at && message.subject == self.names.task_subject(key)))
     }
 
     /// How a record's run stands to run `sequence`, stored at `stored_at`; where numbers and times disagree, the stream
