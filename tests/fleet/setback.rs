@@ -110,7 +110,7 @@ async fn what_came_back_with_an_older_store_is_not_run_again() {
     fleet.ended("default.b").await;
     fleet.drained().await;
     // Older by more than clocks may differ, as ids that are used again are.
-    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    tokio::time::sleep(schemas::order::CLOCK_DOUBT + Duration::from_millis(100)).await;
     let later = fleet.run("default.b", &second.script("true")).await;
     fleet.nats().roll_back("old", &[TASKS]).await;
     fleet.reachable().await;
@@ -273,6 +273,40 @@ async fn records_put_back_cost_no_running_task_its_end() {
     assert_eq!(wait.wait().await.code, 0);
     noted(&fleet, RECORDS).await;
     fleet.drained().await;
+}
+
+#[tokio::test]
+async fn a_whole_store_put_back_runs_again_what_it_no_longer_knows_to_be_done() {
+    let mut fleet = Fleet::start().await;
+    let (_dispatcher, _) = fleet.dispatcher(&[]).await;
+    let (kept, gone) = (fleet.job(), fleet.job());
+    for n in 0..5 {
+        fleet.publish(&format!("default.kept-{n}"), &kept.script("true")).await;
+    }
+    fleet.nats().back_up("old", &[TASKS, RECORDS]).await;
+    fleet.reachable().await;
+    let _worker = fleet.worker("w").start().await;
+    for n in 0..5 {
+        fleet.ended(&format!("default.kept-{n}")).await;
+        fleet.run(&format!("default.gone-{n}"), &gone.script("true")).await;
+    }
+    seen_by_dispatcher(&fleet).await;
+    fleet.nats().roll_back("old", &[TASKS, RECORDS]).await;
+    fleet.reachable().await;
+    for n in 0..5 {
+        assert_eq!(fleet.ended(&format!("default.kept-{n}")).await.state, State::Succeeded);
+    }
+    fleet.drained().await;
+    assert_eq!((kept.starts(), gone.starts()), (10, 5));
+    // Of what ended in between nobody knows any more; that there was something is said.
+    for stream in [TASKS, RECORDS] {
+        let loss = noted(&fleet, stream).await;
+        assert!(loss.from >= loss.to + 5, "{loss:?}");
+    }
+    for n in 0..5 {
+        assert!(fleet.record(&format!("default.gone-{n}")).await.is_none());
+        fleet.run(&format!("default.gone-{n}"), &gone.script("true")).await;
+    }
 }
 
 /// Some done, many queued, then a part of the newest block gone.

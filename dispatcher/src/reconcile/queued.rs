@@ -85,16 +85,23 @@ impl Queued {
         range.take(most).map(|(run, waiting)| (*run, waiting.clone())).collect()
     }
 
-    /// Forgets some of those whose message is gone, as every message goes once its task has ended.
-    pub async fn tidy(&self, watch: &Watch) -> Result<(), ClientError> {
+    /// Forgets some of those whose message is gone, as every message goes once its task has ended; nothing if the link is
+    /// not in `epoch` any more, for then they may have gone with the store.
+    pub async fn tidy(&self, watch: &Watch, epoch: u64) -> Result<(), ClientError> {
         let from = self.memory().looked.map_or(Bound::Unbounded, Bound::Excluded);
         let some = self.some(from, AT_ONCE);
+        let mut gone = Vec::new();
         for (run, waiting) in &some {
             if !is_there(watch, *run, waiting).await? {
-                self.memory().forget(*run);
+                gone.push(*run);
             }
         }
-        self.memory().looked = some.last().filter(|_| some.len() == AT_ONCE).map(|(run, _)| *run);
+        if watch.connection.link.borrow().epoch != epoch {
+            return Ok(());
+        }
+        let mut memory = self.memory();
+        gone.into_iter().for_each(|run| memory.forget(run));
+        memory.looked = some.last().filter(|_| some.len() == AT_ONCE).map(|(run, _)| *run);
         Ok(())
     }
 

@@ -99,7 +99,7 @@ async fn turn(watch: &Watch, queued: &Queued, memory: &mut Memory) -> Result<(),
     let (suspicions, seen) = look(watch, memory).await?;
     if suspicions.is_empty() {
         (memory.tasks, memory.records) = seen;
-        return if memory.unsearched { search(watch, queued, memory).await } else { queued.tidy(watch).await };
+        return if memory.unsearched { search(watch, queued, memory).await } else { queued.tidy(watch, epoch).await };
     }
     tokio::time::sleep(SECOND_LOOK).await;
     let (again, seen) = look(watch, memory).await?;
@@ -170,17 +170,17 @@ async fn look(watch: &Watch, memory: &mut Memory) -> Result<(Vec<Suspicion>, Bot
     let now = (Seen::of(&tasks), Seen::of(&records));
     let went_back = suspect(&tasks_stream, memory.tasks, now.0) > 0;
     suspect(&records_stream, memory.records, now.1);
-    if !went_back && memory.named > now.0.last && memory.named > told(&tasks) {
+    if !went_back && memory.named > now.0.last && memory.named > told(&tasks, &tasks_stream) {
         let what = "records name sequences that the stream of tasks never gave: it went back";
         suspicions.push(Suspicion { stream: tasks_stream, from: memory.named, to: now.0.last, what });
     }
     Ok((suspicions, (Some(now.0), Some(now.1))))
 }
 
-/// The highest sequence that a note tells of, read or not.
-fn told(tasks: &StreamLook) -> u64 {
+/// The highest sequence of a stream that a note tells of, read or not.
+fn told(tasks: &StreamLook, stream: &str) -> u64 {
     let notes = [loss::LOSS, loss::LOSS_READ].map(|name| loss::read(tasks.metadata.get(name)));
-    notes.into_iter().flatten().map(|loss| loss.from).max().unwrap_or(0)
+    notes.into_iter().flatten().filter(|loss| loss.stream == stream).map(|loss| loss.from).max().unwrap_or(0)
 }
 
 /// Notes a loss on the stream of tasks.
