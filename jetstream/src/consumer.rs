@@ -1,5 +1,5 @@
-//! Consumers of queues: made if missing, changed, paused; never deleted, because one with acks pending gives out again
-//! at once what it had given out.
+//! Consumers of queues: made if missing, changed, paused. Deleted only to be made again where one has left messages
+//! behind, because one with acks pending gives out again at once what it had given out.
 
 use std::time::Duration;
 
@@ -129,6 +129,29 @@ impl JetStream {
         let filter = config.get("filter_subject").and_then(Value::as_str).unwrap_or_default();
         let verb = format!("CONSUMER.CREATE.{stream}.{}.{filter}", state.name);
         self.api(&verb, &json!({ "stream_name": stream, "config": config, "action": "update" })).await
+    }
+
+    /// Deletes a consumer and makes it again with the same settings, from the first message on. All that it had handed out
+    /// goes out once more. Whoever pulls meanwhile may make it again first; then theirs stays.
+    pub async fn recreate_consumer(&self, stream: &str, state: &ConsumerState) -> Result<(), ApiError> {
+        let mut config = state.config.clone();
+        // What skips or gives up messages is what left some behind.
+        config.retain(|name, _| !matches!(name.as_str(), "opt_start_seq" | "opt_start_time" | "backoff"));
+        config.insert("deliver_policy".into(), "all".into());
+        config.insert("max_deliver".into(), (-1).into());
+        let filter = config.get("filter_subject").and_then(Value::as_str).unwrap_or_default();
+        let create = format!("CONSUMER.CREATE.{stream}.{}.{filter}", state.name);
+        let body = json!({ "stream_name": stream, "config": config, "action": "create" });
+        match self.api::<Value>(&format!("CONSUMER.DELETE.{stream}.{}", state.name), &json!({})).await {
+            Ok(_) => {}
+            Err(error) if error.err_code() == Some(CONSUMER_NOT_FOUND) => {}
+            Err(error) => return Err(error),
+        }
+        match self.api::<Value>(&create, &body).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.err_code() == Some(CONSUMER_EXISTS) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Halts delivery until `until`. A moment just ahead is how to resume: a plain resume does not wake the pulls that

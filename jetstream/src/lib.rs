@@ -15,7 +15,7 @@ pub use connect::{ConnectError, ConnectSettings, Connection, Link};
 pub use consumer::ConsumerState;
 pub use publish::{PublishError, Stored};
 pub use read::{Page, StoredMessage, UnreadMessage};
-pub use stream::{Ensure, Ensured, StreamState, Subjects};
+pub use stream::{Ensure, Ensured, StreamLook, StreamState, Subjects};
 
 use std::sync::Arc;
 use std::time::Duration;

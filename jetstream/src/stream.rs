@@ -1,5 +1,7 @@
 //! Streams: made if missing, brought up to date, never emptied.
 
+use std::collections::BTreeMap;
+
 use schemas::Timestamp;
 use schemas::stores::StreamSpec;
 use serde::Deserialize;
@@ -61,7 +63,18 @@ struct SubjectsInfo {
 #[derive(Deserialize)]
 struct SubjectsState {
     #[serde(default)]
-    subjects: std::collections::BTreeMap<String, u64>,
+    subjects: BTreeMap<String, u64>,
+}
+
+/// What tells whether a stream is still the one that it was.
+#[derive(Clone, Debug)]
+pub struct StreamLook {
+    /// When it was made.
+    pub created: Timestamp,
+    /// What it holds.
+    pub state: StreamState,
+    /// What people and programs noted on it.
+    pub metadata: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize)]
@@ -104,6 +117,10 @@ fn overlay(existing: &mut Map<String, Value>, wanted: Map<String, Value>) -> (Ve
     (changed, left)
 }
 
+fn metadata(config: &Map<String, Value>) -> BTreeMap<String, String> {
+    config.get("metadata").and_then(|notes| serde_json::from_value(notes.clone()).ok()).unwrap_or_default()
+}
+
 impl JetStream {
     /// What a stream holds; `None` if there is none.
     pub async fn stream_state(&self, stream: &str) -> Result<Option<StreamState>, ApiError> {
@@ -113,6 +130,33 @@ impl JetStream {
     /// When a stream was made; `None` if there is none.
     pub async fn stream_created(&self, stream: &str) -> Result<Option<Timestamp>, ApiError> {
         Ok(self.stream_info(stream).await?.map(|info| info.created))
+    }
+
+    /// A stream as its leader sees it; `None` if there is none.
+    pub async fn stream_look(&self, stream: &str) -> Result<Option<StreamLook>, ApiError> {
+        Ok(self.stream_info(stream).await?.map(|info| StreamLook {
+            created: info.created,
+            state: info.state,
+            metadata: metadata(&info.config),
+        }))
+    }
+
+    /// Changes what is noted on a stream: `change` gets all of it. Nothing is written where nothing changes. The server
+    /// compares nothing: of two who change it at once, the later stays.
+    pub async fn change_metadata(
+        &self,
+        stream: &str,
+        change: impl FnOnce(&mut BTreeMap<String, String>),
+    ) -> Result<(), ApiError> {
+        let Some(Info { mut config, .. }) = self.stream_info(stream).await? else { return Ok(()) };
+        let before = metadata(&config);
+        let mut after = before.clone();
+        change(&mut after);
+        if after == before {
+            return Ok(());
+        }
+        config.insert("metadata".into(), json!(after));
+        self.api::<Value>(&format!("STREAM.UPDATE.{stream}"), &config).await.map(|_| ())
     }
 
     /// The subjects of a stream that match `filter`, from `offset` on; the server names 100,000 at a time. No message

@@ -109,7 +109,7 @@ codes! {
     LostTooOften = "lost_too_often", retryable: false;
     /// A worker was lost with it, and the task asks to be started at most once.
     WorkerLost = "worker_lost", retryable: false;
-    /// The record is unfinished but its message is gone from the stream: deleted by hand, or lost by the server.
+    /// Its message is gone from the stream though it had not ended: deleted by hand, or lost by the server.
     MessageLost = "message_lost", retryable: false;
     /// Something went wrong inside Shoal; the message says what.
     Internal = "internal", retryable: true;

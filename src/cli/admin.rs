@@ -1,4 +1,4 @@
-//! `shoal admin apply`: makes and upgrades what must exist on the server, without a fleet.
+//! `shoal admin …`: makes and upgrades what must exist on the server, without a fleet, and takes off what was noted there.
 
 use clap::Subcommand;
 use dispatcher::topology;
@@ -19,11 +19,39 @@ pub enum Admin {
         #[command(flatten)]
         stores: Stores,
     },
+    /// Show what the server's store was seen to lose, and take the note off
+    ClearLoss,
 }
 
 /// Runs it.
 pub async fn run(args: Admin, on: &Server<'_>) -> Result<Exit, Error> {
-    let Admin::Apply { stores } = args;
+    match args {
+        Admin::Apply { stores } => apply(stores, on).await,
+        Admin::ClearLoss => clear_loss(on).await,
+    }
+}
+
+async fn clear_loss(on: &Server<'_>) -> Result<Exit, Error> {
+    let client = on.connect().await?;
+    let losses = topology::clear_loss(&client.js, &client.names).await?;
+    match on.output() {
+        Format::Json => output::json(&losses),
+        Format::Table => {
+            let mut table = Table::new(&["NOTICED", "STREAM", "FROM", "TO", "WHAT"]);
+            for loss in &losses {
+                let (from, to) = (loss.from.to_string(), loss.to.to_string());
+                table.row([loss.noticed.to_string(), loss.stream.clone(), from, to, loss.what.clone()]);
+            }
+            table.print();
+        }
+    }
+    if losses.is_empty() {
+        output::talk(format_args!("no loss is noted"));
+    }
+    Ok(exit::DONE)
+}
+
+async fn apply(stores: Stores, on: &Server<'_>) -> Result<Exit, Error> {
     let settings = stores.settings()?;
     let client = on.connect().await?;
     let done = topology::ensure(&client.js, &client.names, &settings, Ensure::Upgrade).await?;

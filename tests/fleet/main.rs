@@ -32,6 +32,7 @@ mod results;
 mod retries;
 mod run_image;
 mod security;
+mod setback;
 mod submit;
 #[path = "../support/mod.rs"]
 mod support;

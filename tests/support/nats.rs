@@ -182,3 +182,71 @@ pub fn program() -> PathBuf {
     }
     on_path().expect("there is no nats-server; run scripts/setup")
 }
+
+/// What may happen to a store while its server is down.
+impl Nats {
+    fn stream_folder(&self, stream: &str) -> PathBuf {
+        assert!(self.child.is_none(), "the server runs: its files are its own");
+        self.folder.path().join("store/jetstream/$G/streams").join(stream)
+    }
+
+    fn copy_folder(&self, stream: &str, name: &str) -> PathBuf {
+        self.folder.path().join("copies").join(name).join(stream)
+    }
+
+    /// Ends it politely, takes a copy of these streams under `name`, and starts it again.
+    pub async fn back_up(&mut self, name: &str, streams: &[&str]) {
+        self.terminate().await;
+        for stream in streams {
+            copy(&self.stream_folder(stream), &self.copy_folder(stream, name));
+        }
+        self.restart().await;
+    }
+
+    /// Kills it, puts the copy of these streams back, and starts it again.
+    pub async fn roll_back(&mut self, name: &str, streams: &[&str]) {
+        self.kill();
+        for stream in streams {
+            let folder = self.stream_folder(stream);
+            fs::remove_dir_all(&folder).expect("the stream has a folder");
+            copy(&self.copy_folder(stream, name), &folder);
+        }
+        self.restart().await;
+    }
+
+    /// Kills it, leaves so much of the newest block of a stream's messages, and starts it again.
+    pub async fn truncate_block(&mut self, stream: &str, left: impl FnOnce(u64) -> u64) {
+        self.kill();
+        let blocks = fs::read_dir(self.stream_folder(stream).join("msgs")).expect("the stream has messages").flatten();
+        let blocks = blocks.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|end| end == "blk"));
+        let number = |path: &PathBuf| path.file_stem().and_then(|stem| stem.to_str()?.parse::<u64>().ok());
+        let newest = blocks.max_by_key(number).expect("the stream has a block");
+        truncate(&newest, left);
+        self.restart().await;
+    }
+
+    /// Kills it, empties what a consumer knows of its deliveries, and starts it again.
+    pub async fn empty_consumer_state(&mut self, stream: &str, consumer: &str) {
+        self.kill();
+        truncate(&self.stream_folder(stream).join("obs").join(consumer).join("o.dat"), |_| 0);
+        self.restart().await;
+    }
+}
+
+fn truncate(path: &Path, left: impl FnOnce(u64) -> u64) {
+    let file = File::options().write(true).open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let length = file.metadata().expect("a file has a length").len();
+    file.set_len(left(length)).expect("it can be made shorter");
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a folder for the copy");
+    for entry in fs::read_dir(from).unwrap_or_else(|e| panic!("{}: {e}", from.display())).flatten() {
+        let (path, to) = (entry.path(), to.join(entry.file_name()));
+        if path.is_dir() {
+            copy(&path, &to);
+        } else {
+            fs::copy(&path, &to).expect("a file can be copied");
+        }
+    }
+}

@@ -21,6 +21,9 @@ use crate::nats::pull::{Arrival, Pulls};
 use crate::quarantine;
 use crate::worker::Worker;
 
+/// Before a consumer that is not there is made again.
+const MAKE_AGAIN: Duration = Duration::from_millis(500);
+
 /// The loop and its state.
 pub struct Intake {
     worker: Arc<Worker>,
@@ -39,6 +42,8 @@ pub struct Intake {
     look: bool,
     epoch: u64,
     connected_at: Instant,
+    /// Of each queue, the highest sequence of a first delivery.
+    highest: Vec<u64>,
 }
 
 /// A look at the queues, one after the other.
@@ -56,7 +61,7 @@ impl Intake {
         link: watch::Receiver<Link>,
         ready: watch::Sender<bool>,
     ) -> Self {
-        let served = vec![false; worker.queues.len()];
+        let (served, highest) = (vec![false; worker.queues.len()], vec![0; worker.queues.len()]);
         // A connection is as old as this loop at least; its first delivery does not make it new.
         let connected_at = Instant::now();
         let epoch = worker.js.client().statistics().connects.load(Ordering::Relaxed);
@@ -75,6 +80,7 @@ impl Intake {
             look: true,
             epoch,
             connected_at,
+            highest,
         }
     }
 
@@ -247,6 +253,8 @@ impl Intake {
             Arrival::Missing(queue) => {
                 tracing::warn!(queue = %worker.queues[queue].name, "the queue's consumer is not there");
                 self.looked(queue).await;
+                // A new one knows nothing of what the old one gave to whom.
+                self.connected_at = Instant::now();
                 self.make_again(queue);
                 (queue, false)
             }
@@ -265,6 +273,9 @@ impl Intake {
         let worker = self.worker.clone();
         self.attempts.spawn(async move {
             let queue = &worker.queues[queue];
+            // If the stream went too it must be gone before it is made again: one that is made while it is being deleted
+            // answers no publish (seen on 2.15.1).
+            tokio::time::sleep(MAKE_AGAIN).await;
             match crate::stores::ensure_queue(&worker.js, &worker.config, &queue.name).await {
                 Ok(consumer) => queue.set_ack_wait(consumer.ack_wait()),
                 Err(error) => {
@@ -275,8 +286,17 @@ impl Intake {
     }
 
     async fn take(&mut self, queue: usize, message: Message) {
-        let (epoch, unsure) = self.is_unsure(queue);
+        let (epoch, mut unsure) = self.is_unsure(queue);
         let Some(delivery) = Delivery::read(message, queue, epoch) else { return };
+        if delivery.count == 1 {
+            // First deliveries come in the stream's order. One that falls back is of a consumer that was made anew, or of a
+            // stream that was set back: it may have been started, or even be over.
+            if delivery.sequence <= self.highest[queue] {
+                self.connected_at = Instant::now();
+                unsure = true;
+            }
+            self.highest[queue] = delivery.sequence;
+        }
         if self.pulls.is_stale(queue) {
             // We were frozen: the lease is as good as over. Not ours to nak; the server gives it out again by itself.
             tracing::warn!(subject = %delivery.subject, "delivery older than any pull, left to be delivered again");

@@ -4,7 +4,7 @@
 
 use async_nats::HeaderMap;
 use schemas::record::TaskRecord;
-use schemas::{Code, State, TaskError, TaskKey};
+use schemas::{Code, Order, State, TaskError, TaskKey};
 
 use jetstream::{ApiError, UnreadMessage};
 
@@ -51,7 +51,9 @@ async fn take_out(worker: &Worker, message: &UnreadMessage) -> Result<(), ApiErr
     let error = TaskError::new(Code::InvalidTask, "its headers cannot be read");
     if let Ok(key) = format!("{queue}.{id}").parse::<TaskKey>() {
         let standing = worker.store.read(&key).await?;
-        if standing.record.as_ref().is_none_or(|record| record.sequence < message.sequence) {
+        // The message is there, so whatever run a record names that is not this one came before.
+        let of_this = |record: &TaskRecord| record.order_to(message.sequence, message.stored_at) == Order::Same;
+        if !standing.record.as_ref().is_some_and(of_this) {
             let mut record = TaskRecord::new(&key, message.sequence, State::Failed, message.stored_at);
             record.keep_task(&message.payload);
             record.error = Some(error.clone());
@@ -69,12 +71,13 @@ async fn take_out(worker: &Worker, message: &UnreadMessage) -> Result<(), ApiErr
         tokens: (queue, id),
         subject: &message.subject,
         sequence: message.sequence,
+        stored_at: message.stored_at,
         attempts: 0,
         error: &error,
         headers: &HeaderMap::new(),
         payload: &message.payload,
     };
-    let there = worker.store.has_letter(letter.tokens, message.sequence).await?;
+    let there = worker.store.has_letter(letter.tokens, (message.sequence, message.stored_at)).await?;
     if there || worker.store.bury(&letter, || true).await {
         worker.js.delete(&names.tasks_stream(), message.sequence).await?;
         tracing::warn!(subject = message.subject, "taken out: its headers cannot be read");

@@ -130,26 +130,34 @@ impl Pulse {
     }
 }
 
+/// One run: its task, its message's sequence and when that was stored.
+type Run = (TaskKey, u64, Timestamp);
+
 /// Which runs are in this worker's hands, each with the number of its lease.
 #[derive(Debug, Default)]
 pub struct Running {
-    runs: Mutex<HashMap<(TaskKey, u64), u64>>,
+    runs: Mutex<HashMap<Run, u64>>,
 }
 
 /// One run in this worker's hands, until dropped.
 pub struct Entered<'a> {
     running: &'a Running,
-    run: (TaskKey, u64),
+    run: Run,
 }
 
 impl Running {
-    fn runs(&self) -> MutexGuard<'_, HashMap<(TaskKey, u64), u64>> {
+    fn runs(&self) -> MutexGuard<'_, HashMap<Run, u64>> {
         self.runs.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Takes a run in hand; the lease of the one that has it already is the error.
-    pub fn enter(&self, key: &TaskKey, sequence: u64, lease: u64) -> Result<Entered<'_>, u64> {
-        let run = (key.clone(), sequence);
+    pub fn enter(
+        &self,
+        key: &TaskKey,
+        (sequence, stored_at): (u64, Timestamp),
+        lease: u64,
+    ) -> Result<Entered<'_>, u64> {
+        let run = (key.clone(), sequence, stored_at);
         match self.runs().entry(run.clone()) {
             std::collections::hash_map::Entry::Occupied(held) => Err(*held.get()),
             std::collections::hash_map::Entry::Vacant(free) => {
@@ -166,7 +174,7 @@ impl Running {
 
     /// Some of them by name.
     pub fn names(&self, most: usize) -> Vec<String> {
-        self.runs().keys().take(most).map(|(key, _)| key.to_string()).collect()
+        self.runs().keys().take(most).map(|(key, _, _)| key.to_string()).collect()
     }
 }
 

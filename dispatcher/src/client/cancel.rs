@@ -225,7 +225,7 @@ pub fn may_delete(delivered: u64, sequence: u64, retrying: bool) -> bool {
 
 /// Decides about one run of a task. Pure.
 pub fn decide(view: &TaskView, sequence: u64, cancel: &Cancel) -> Result<Move, ClientError> {
-    let recorded = view.record.as_ref();
+    let recorded = view.recorded();
     if let Some(newer) = view.sequence().filter(|newer| *newer > sequence)
         && recorded.is_none_or(|recorded| recorded.record.sequence != sequence)
     {

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use jetstream::StoredMessage;
-use schemas::{State, TaskKey, Timestamp, header};
+use schemas::{Order, State, TaskKey, Timestamp, header};
 use serde::{Serialize, Serializer};
 
 use super::{Client, ClientError, Recorded, record};
@@ -95,14 +95,39 @@ impl TaskView {
 
     /// The newest run.
     pub fn sequence(&self) -> Option<u64> {
-        let recorded = self.record.as_ref().map(|recorded| recorded.record.sequence);
-        recorded.max(self.queued.as_ref().map(|queued| queued.sequence))
+        let current = self.current().map(|current| current.record.sequence);
+        current.or_else(|| self.queued.as_ref().map(|queued| queued.sequence))
     }
 
     /// The record, if it is of the newest run.
     pub fn current(&self) -> Option<&Recorded> {
-        let newest = self.sequence();
-        self.record.as_ref().filter(|recorded| Some(recorded.record.sequence) == newest)
+        self.record.as_ref().filter(|recorded| match self.order(recorded) {
+            Order::Same | Order::Later => true,
+            // The stream holds a message of the id now, and it holds one a subject: whatever number the record names, its
+            // run is over. A higher one is left from before the stream was set back.
+            Order::Earlier | Order::Unclear => false,
+        })
+    }
+
+    /// How the record's run stands to the one whose message is there.
+    fn order(&self, recorded: &Recorded) -> Order {
+        let queued = self.queued.as_ref();
+        queued.map_or(Order::Same, |queued| recorded.record.order_to(queued.sequence, queued.submitted_at))
+    }
+
+    /// The record, unless it is left from before the stream was set back: of a run that came before the one whose message
+    /// is there, under the same or a higher number.
+    pub(super) fn recorded(&self) -> Option<&Recorded> {
+        let queued = self.queued.as_ref().map_or(u64::MAX, |queued| queued.sequence);
+        self.record
+            .as_ref()
+            .filter(|recorded| recorded.record.sequence < queued || self.order(recorded) != Order::Unclear)
+    }
+
+    /// Whether record and message do not fit together, so that the message must be seen once more behind the record: it
+    /// was read before it, and the record may be of a run that was submitted in between.
+    fn is_unclear(&self) -> bool {
+        self.record.as_ref().is_some_and(|recorded| self.order(recorded) == Order::Unclear)
     }
 }
 
@@ -133,14 +158,22 @@ impl Client {
     pub async fn look(&self, key: &TaskKey) -> Result<TaskView, ClientError> {
         // The message first: it goes only after its terminal record was written, so whoever finds it gone finds the
         // record. The other way round, a task that ends between the two reads would seem never to have been.
-        let message = self.js.last(&self.names.tasks_stream(), &self.names.task_subject(key)).await?;
-        let slot = record::read(&self.js, &self.names, key).await?;
-        Ok(TaskView {
-            key: key.clone(),
-            record: slot.recorded,
-            revision: slot.revision,
-            queued: message.as_ref().map(Queued::read),
-        })
+        let (stream, subject) = (self.names.tasks_stream(), self.names.task_subject(key));
+        let message = || self.js.last(&stream, &subject);
+        let mut queued = message().await?.as_ref().map(Queued::read);
+        loop {
+            let slot = record::read(&self.js, &self.names, key).await?;
+            let view = TaskView { key: key.clone(), record: slot.recorded, revision: slot.revision, queued };
+            if !view.is_unclear() {
+                return Ok(view);
+            }
+            let again = message().await?.as_ref().map(Queued::read);
+            let run = |queued: &Queued| (queued.sequence, queued.submitted_at);
+            if again.as_ref().map(run) == view.queued.as_ref().map(run) {
+                return Ok(view);
+            }
+            queued = again;
+        }
     }
 }
 
@@ -179,6 +212,18 @@ mod tests {
             let view = view(recorded, queued);
             assert_eq!(view.status().map(Status::as_str), status);
             assert_eq!(view.sequence(), sequence);
+        }
+    }
+
+    #[test]
+    fn a_message_that_is_there_is_newer_than_a_relic_of_any_number() {
+        for sequence in [4, 5] {
+            let mut relic = view(Some((sequence, State::Succeeded)), Some(4));
+            if let Some(queued) = &mut relic.queued {
+                queued.submitted_at = queued.submitted_at.plus(std::time::Duration::from_secs(60));
+            }
+            assert_eq!(relic.status(), Some(Status::Queued));
+            assert_eq!((relic.sequence(), relic.current().is_none()), (Some(4), true));
         }
     }
 

@@ -301,16 +301,18 @@ impl Backwards {
     async fn read_records(&mut self, client: &Client) -> Result<(), ClientError> {
         let Some(records_of) = &mut self.records_of else { return Ok(()) };
         for messages in self.read.chunks(PAGE) {
-            let runs: HashMap<TaskKey, u64> = messages
+            let runs: HashMap<TaskKey, (u64, Timestamp)> = messages
                 .iter()
-                .filter_map(|message| Some((client.task_key(&message.subject)?, message.sequence)))
+                .filter_map(|message| Some((client.task_key(&message.subject)?, (message.sequence, message.stored_at))))
                 .collect();
             let subjects: Vec<String> = runs.keys().map(|key| client.names.record_subject(key)).collect();
             for message in client.js.newest(&client.names.records_stream(), &subjects).await? {
                 // One that cannot be read leaves its task in the listing as queued; `get` tells more.
                 if let Ok(Some(recorded)) = Recorded::read(&message)
-                    && let Some(sequence) = runs.get(&recorded.record.key())
+                    && let Some((sequence, stored_at)) = runs.get(&recorded.record.key())
                     && recorded.record.sequence >= *sequence
+                    // Else it is left from before the stream was set back.
+                    && recorded.record.submitted_at >= *stored_at
                 {
                     records_of.insert(*sequence, recorded);
                 }

@@ -9,7 +9,7 @@ use async_nats::{Message, Subscriber};
 use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt, TryStreamExt};
 use jetstream::Link;
-use schemas::{TaskKey, TaskRecord, Timestamp, header};
+use schemas::{Order, TaskKey, TaskRecord, Timestamp, header};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -66,6 +66,8 @@ pub(super) struct Watch {
     key: TaskKey,
     /// Which run; the newest at the first read, if it was not said.
     sequence: Option<u64>,
+    /// When that run was submitted, once its message was seen.
+    submitted_at: Option<Timestamp>,
     ears: Option<Ears>,
     /// Newest revision told.
     seen: u64,
@@ -76,7 +78,16 @@ pub(super) struct Watch {
 
 impl Watch {
     pub(super) fn new(client: &Client, key: &TaskKey, sequence: Option<u64>) -> Self {
-        Self { client: client.clone(), key: key.clone(), sequence, ears: None, seen: 0, missed: false, over: false }
+        Self {
+            client: client.clone(),
+            key: key.clone(),
+            sequence,
+            submitted_at: None,
+            ears: None,
+            seen: 0,
+            missed: false,
+            over: false,
+        }
     }
 
     /// The next newer revision; `None` after the terminal one. Cancel safe.
@@ -84,43 +95,60 @@ impl Watch {
         if self.over {
             return Ok(None);
         }
-        let ears = match &mut self.ears {
-            Some(ears) => ears,
-            none => none.insert(Ears::open(&self.client, &self.key).await?),
-        };
         loop {
-            let recorded = match ears.next(&self.client, &self.key).await? {
-                News::Event(recorded) => recorded,
+            let ears = match &mut self.ears {
+                Some(ears) => ears,
+                none => none.insert(Ears::open(&self.client, &self.key).await?),
+            };
+            let (recorded, read) = match ears.next(&self.client, &self.key).await? {
+                News::Event(recorded) => (recorded, false),
                 News::Read(view) => {
                     let Some(sequence) = self.sequence.or_else(|| view.sequence()) else {
                         return Err(ClientError::NotFound { kind: "task", name: self.key.to_string() });
                     };
                     self.sequence = Some(sequence);
-                    match view.record {
-                        Some(recorded) if recorded.record.sequence >= sequence => {
+                    let queued = view.queued.as_ref().filter(|queued| queued.sequence == sequence);
+                    self.submitted_at = queued.map(|queued| queued.submitted_at).or(self.submitted_at);
+                    let recorded = view.recorded().filter(|recorded| self.is_due(&recorded.record)).cloned();
+                    match recorded {
+                        Some(recorded) => {
                             self.missed = false;
-                            recorded
+                            (recorded, true)
                         }
-                        _ if view.queued.is_some_and(|queued| queued.sequence == sequence) => {
+                        None if queued.is_some() => {
                             self.missed = false;
                             continue;
                         }
                         // Twice, because a leader that has just changed may not have everything yet.
-                        _ if self.missed => return Err(ClientError::Gone { key: self.key.clone(), sequence }),
-                        _ => {
+                        None if self.missed => return Err(ClientError::Gone { key: self.key.clone(), sequence }),
+                        None => {
                             self.missed = true;
                             continue;
                         }
                     }
                 }
             };
-            let older = self.sequence.is_none_or(|sequence| recorded.record.sequence < sequence);
-            if older || recorded.revision <= self.seen {
+            // An older revision is old news, unless it is the end as the leader has it: then the bucket was set back.
+            let stale = recorded.revision <= self.seen
+                && (recorded.revision == self.seen || !read || !recorded.record.state.is_terminal());
+            if stale || !self.is_due(&recorded.record) {
                 continue;
             }
             self.seen = recorded.revision;
             self.over = recorded.record.state.is_terminal();
             return Ok(Some(recorded));
+        }
+    }
+
+    /// Whether a record is of the run that is waited for, or of a later one.
+    fn is_due(&self, record: &TaskRecord) -> bool {
+        let Some(sequence) = self.sequence else { return false };
+        match self.submitted_at.map(|submitted_at| record.order_to(sequence, submitted_at)) {
+            None => record.sequence >= sequence,
+            Some(Order::Same | Order::Later) => true,
+            Some(Order::Earlier) => false,
+            // Submitted within a moment of ours, or by a leader whose clock is behind; a relic was submitted long before.
+            Some(Order::Unclear) => record.sequence > sequence && self.submitted_at <= Some(record.submitted_at),
         }
     }
 }

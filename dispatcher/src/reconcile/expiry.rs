@@ -13,12 +13,12 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use jetstream::{ConsumerState, PublishError, StoredMessage};
-use schemas::{Code, QueueName, State, TaskError, TaskKey, TaskRecord, Timestamp, header};
+use schemas::{Code, Order, QueueName, State, TaskError, TaskKey, TaskRecord, Timestamp, header};
 use serde::Deserialize;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Rhythm, Watch, clock};
+use super::{Queued, Rhythm, Watch, clock};
 use crate::client::ClientError;
 use crate::client::record::{self, Written};
 
@@ -53,6 +53,8 @@ struct Memory {
     deadlines: BTreeSet<Deadline>,
     /// Where to read again once there is room for what was forgotten.
     forgotten: Option<u64>,
+    /// The server that this was read from; started anew, it may have an older store.
+    server: String,
 }
 
 impl Memory {
@@ -85,7 +87,7 @@ impl Memory {
 }
 
 /// Looks every `every`, and whenever a deadline comes.
-pub async fn run(watch: Watch, stop: CancellationToken) {
+pub async fn run(watch: Watch, queued: Queued, stop: CancellationToken) {
     let mut rhythm = Rhythm::new(watch.every);
     let mut memory = Memory::default();
     // The server's clock less ours, in milliseconds.
@@ -97,7 +99,7 @@ pub async fn run(watch: Watch, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => return,
             _ = rhythm.ticks.tick() => {
-                let looked = scan(&watch, &mut memory).await;
+                let looked = scan(&watch, &queued, &mut memory).await;
                 let looked = looked.map(|server| ahead = server.as_millis() - Timestamp::now().as_millis());
                 rhythm.report("expiry", looked);
             }
@@ -125,13 +127,14 @@ pub async fn run(watch: Watch, stop: CancellationToken) {
 }
 
 /// Reads what was not read before and is old enough. Returns the server's present.
-async fn scan(watch: &Watch, memory: &mut Memory) -> Result<Timestamp, ClientError> {
+async fn scan(watch: &Watch, queued: &Queued, memory: &mut Memory) -> Result<Timestamp, ClientError> {
     let (js, names) = (&watch.js, &watch.names);
     let stream = names.tasks_stream();
     let look = clock::look(js, &stream).await?;
-    if look.last < memory.next.saturating_sub(1) {
-        // The stream was made anew.
-        *memory = Memory::default();
+    let server = js.client().server_info().server_id;
+    if look.last < memory.next.saturating_sub(1) || server != memory.server {
+        // The stream was made anew or set back, or may have been and have come further since.
+        *memory = Memory { server, ..Memory::default() };
     }
     memory.make_up();
     memory.next = memory.next.max(look.first);
@@ -142,7 +145,7 @@ async fn scan(watch: &Watch, memory: &mut Memory) -> Result<Timestamp, ClientErr
             if look.now.since(message.stored_at) < min_age {
                 return Ok(look.now);
             }
-            examine(watch, memory, message).await?;
+            examine(watch, queued, memory, message).await?;
             memory.next = message.sequence + 1;
         }
         if !page.more {
@@ -153,7 +156,12 @@ async fn scan(watch: &Watch, memory: &mut Memory) -> Result<Timestamp, ClientErr
 }
 
 /// One message that waits: remembers its deadline, or gives it up where no worker could.
-async fn examine(watch: &Watch, memory: &mut Memory, message: &StoredMessage) -> Result<(), ClientError> {
+async fn examine(
+    watch: &Watch,
+    known: &Queued,
+    memory: &mut Memory,
+    message: &StoredMessage,
+) -> Result<(), ClientError> {
     let Some((queue, id)) = watch.names.task_tokens(&message.subject) else { return Ok(()) };
     let queue = match QueueName::new(queue) {
         Ok(queue) => queue,
@@ -161,9 +169,11 @@ async fn examine(watch: &Watch, memory: &mut Memory, message: &StoredMessage) ->
     };
     // A wrong id in a good queue is the queue's workers' to give up.
     let Ok(id) = id.parse() else { return Ok(()) };
+    let key = TaskKey::new(queue, id);
     if let Ok(Expiring { expires_at: Some(at) }) = serde_json::from_slice(&message.payload) {
-        memory.remember(Deadline { at, sequence: message.sequence, key: TaskKey::new(queue, id) });
+        memory.remember(Deadline { at, sequence: message.sequence, key: key.clone() });
     }
+    known.remember(key, message);
     Ok(())
 }
 
@@ -178,10 +188,22 @@ async fn expire(watch: &Watch, deadline: &Deadline) -> Result<Next, ClientError>
     let (js, names, key) = (&watch.js, &watch.names, &deadline.key);
     let stream = names.tasks_stream();
     let Some(message) = js.at(&stream, deadline.sequence).await? else { return Ok(Next::Done) };
+    if message.subject != names.task_subject(key) {
+        // The stream was set back and counts on from an older number: this one is another task's.
+        return Ok(Next::Done);
+    }
     let slot = record::read(js, names, key).await?;
+    let mut order =
+        slot.recorded.as_ref().map(|recorded| recorded.record.order_to(message.sequence, message.stored_at));
+    if order == Some(Order::Unclear) {
+        // A message that is there behind its record is of the newest run; what we write over is a relic then.
+        let still = js.at(&stream, message.sequence).await?;
+        let is_there = still.is_some_and(|still| still.stored_at == message.stored_at);
+        order = Some(if is_there { Order::Earlier } else { Order::Later });
+    }
     match &slot.recorded {
         // This run, or a later one: only what another dispatcher left half done is ours.
-        Some(recorded) if recorded.record.sequence >= deadline.sequence => {
+        Some(recorded) if matches!(order, Some(Order::Same | Order::Later)) => {
             if recorded.record.sequence == deadline.sequence && recorded.record.state == State::Expired {
                 record::tell(js, names, &recorded.record, recorded.revision).await;
                 remove(watch, deadline).await?;

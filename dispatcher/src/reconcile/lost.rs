@@ -45,6 +45,8 @@ struct Memory {
     unfinished: HashMap<TaskKey, Candidate>,
     /// Some were not remembered.
     overflowed: bool,
+    /// The server that this was read from; started anew, it may have an older store.
+    server: String,
 }
 
 impl Memory {
@@ -87,6 +89,7 @@ pub async fn run(watch: Watch, stop: CancellationToken) {
 }
 
 async fn turn(watch: &Watch, memory: &mut Memory) -> Result<(), ClientError> {
+    let epoch = watch.connection.link.borrow().epoch;
     refresh(watch, memory).await?;
     let mut suspects = Vec::new();
     for key in memory.due(Instant::now()) {
@@ -108,6 +111,10 @@ async fn turn(watch: &Watch, memory: &mut Memory) -> Result<(), ClientError> {
     tokio::time::sleep(SECOND_LOOK).await;
     for (key, revision) in suspects {
         let Some(candidate) = memory.unfinished.get_mut(&key) else { continue };
+        if watch.connection.link.borrow().epoch != epoch {
+            // Cut off in between: the two looks may have been at two states of the server. It stays due.
+            return Ok(());
+        }
         match look(&watch.js, &watch.names, &key, candidate).await? {
             Found::Missing(recorded) if recorded.revision == revision => {
                 end(&watch.js, &watch.names, recorded).await?;
@@ -128,9 +135,11 @@ async fn refresh(watch: &Watch, memory: &mut Memory) -> Result<(), ClientError> 
     let (js, names) = (&watch.js, &watch.names);
     let stream = names.records_stream();
     let last = clock::look(js, &stream).await?.last;
-    let made_anew = last < memory.seen;
+    let server = js.client().server_info().server_id;
+    // The bucket was made anew or set back, or may have been and have come further since.
+    let made_anew = last < memory.seen || server != memory.server;
     if made_anew || (memory.overflowed && memory.unfinished.len() < REMEMBERED / 2) {
-        *memory = Memory::default();
+        *memory = Memory { server, ..Memory::default() };
     }
     if last <= memory.seen {
         return Ok(());

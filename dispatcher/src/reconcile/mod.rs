@@ -5,6 +5,9 @@
 //! | [`expiry`] | queued tasks past `expires_at` that nobody pulls; messages on subjects no worker takes | record `expired`; dead letter |
 //! | [`lost`] | unfinished records whose message is gone | record `lost` |
 //! | [`offline`] | agents that went silent | status `offline` |
+//! | [`setback`] | streams of the server that went back or were made anew | error log, note on the stream of tasks |
+//! | [`queued`] | queued tasks that went with them and have no record | record `lost` |
+//! | [`stranded`] | messages that their queue's consumer will never hand out | the consumer made again |
 //!
 //! Each is idempotent and decides by compare-and-set, so any number of dispatchers may do it at once without a leader,
 //! and none at all delays no task. What a duty remembers only spares it work: a fresh start finds the same again.
@@ -13,9 +16,13 @@ mod clock;
 mod expiry;
 mod lost;
 mod offline;
+mod queued;
 mod scan;
+mod setback;
+mod stranded;
 
 pub(crate) use offline::MISSED;
+use queued::Queued;
 
 use std::time::Duration;
 
@@ -44,9 +51,12 @@ pub struct Watch {
 
 /// Does every duty until `stop`. Failures of the server are logged and tried again; only a fault of our own ends it.
 pub async fn run(watch: Watch, stop: CancellationToken) -> Result<(), DispatcherError> {
+    let queued = Queued::default();
     let duties = [
-        ("expiry", tokio::spawn(expiry::run(watch.clone(), stop.clone()))),
+        ("expiry", tokio::spawn(expiry::run(watch.clone(), queued.clone(), stop.clone()))),
         ("lost", tokio::spawn(lost::run(watch.clone(), stop.clone()))),
+        ("set-back", tokio::spawn(setback::run(watch.clone(), queued, stop.clone()))),
+        ("stranded", tokio::spawn(stranded::run(watch.clone(), stop.clone()))),
         ("offline", tokio::spawn(offline::run(watch, stop.clone()))),
     ];
     let mut ended = Ok(());

@@ -2,6 +2,7 @@
 //! to date when asked, never emptied.
 
 use jetstream::{ApiError, ConsumerState, Ensure, Ensured, JetStream, STREAM_NOT_FOUND};
+use schemas::loss::{self, Loss};
 use schemas::stores::{StoreSettings, StreamSpec};
 use schemas::{Names, QueueName, QueueSettings, Timestamp};
 
@@ -131,6 +132,23 @@ pub async fn ensure(
         done.push((spec.name, ensured));
     }
     Ok(done)
+}
+
+/// Takes the note of what the server's store lost off the stream of tasks: somebody has read it. Returns what it told;
+/// what was told is not noted again.
+pub async fn clear_loss(js: &JetStream, names: &Names) -> Result<Vec<Loss>, TopologyError> {
+    let mut told = Vec::new();
+    let change = |notes: &mut std::collections::BTreeMap<String, String>| {
+        if let Some(note) = notes.remove(loss::LOSS) {
+            told = loss::read(Some(&note));
+            notes.insert(loss::LOSS_READ.into(), note);
+        }
+    };
+    let stream = names.tasks_stream();
+    js.change_metadata(&stream, change)
+        .await
+        .map_err(|source| TopologyError::other(format!("stream {stream}"), source))?;
+    Ok(told)
 }
 
 /// The consumer of `queue`, made if missing, then with the cap and the pause that are set for the queue. One that

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use schemas::record::{Attempt, TaskRecord};
 use schemas::task::{OnLost, Task};
-use schemas::{Outcome, State, Timestamp};
+use schemas::{Order, Outcome, State, Timestamp};
 
 use crate::nats::store::Standing;
 
@@ -38,7 +38,18 @@ pub enum Admission {
     Start(Box<TaskRecord>),
 }
 
-/// Decides.
+/// Decides where it is known how the standing record's run stands to this one. Their numbers alone do not tell it once
+/// the store of the stream was set back.
+pub fn admit_in_order(order: Order, standing: &Standing, facts: Facts, task: &Task, fresh: &TaskRecord) -> Admission {
+    match (order, &standing.record) {
+        (Order::Later, _) => Admission::Over,
+        (Order::Earlier, Some(record)) if facts.once => Admission::Exists(Box::new(record.clone())),
+        (Order::Earlier, _) => admit(&Standing { record: None, ..*standing }, facts, task, fresh),
+        (Order::Same | Order::Unclear, _) => admit(standing, facts, task, fresh),
+    }
+}
+
+/// Decides by the numbers of the runs.
 pub fn admit(standing: &Standing, facts: Facts, task: &Task, fresh: &TaskRecord) -> Admission {
     let mut record = fresh.clone();
     match &standing.record {
@@ -125,6 +136,21 @@ mod tests {
         );
         assert!(matches!(decide(Some(fresh(6, State::Failed)), 1, "", true), Admission::Exists(_)));
         assert!(matches!(decide(None, 1, "", true), Admission::Start(_)));
+    }
+
+    #[test]
+    fn an_earlier_run_is_earlier_whatever_its_number() {
+        let decide = |order, sequence, once| {
+            let facts = Facts { sequence: 7, lost_before: false, once, now: Timestamp::from_millis(NOW) };
+            let standing = Standing { revision: 3, record: Some(started(sequence, State::Succeeded, Outcome::Exited)) };
+            admit_in_order(order, &standing, facts, &task(""), &fresh(7, State::Running))
+        };
+        for relic in [7, 8] {
+            assert!(matches!(decide(Order::Earlier, relic, false), Admission::Start(r) if r.attempts.is_empty()));
+            assert!(matches!(decide(Order::Earlier, relic, true), Admission::Exists(r) if r.sequence == relic));
+        }
+        assert!(matches!(decide(Order::Later, 6, false), Admission::Over));
+        assert!(matches!(decide(Order::Same, 7, false), Admission::Finished(_)));
     }
 
     #[test]

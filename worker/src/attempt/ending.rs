@@ -223,7 +223,7 @@ impl Runner<'_> {
     pub(super) async fn repair(&self, key: &TaskKey, revision: u64, record: &TaskRecord) -> Option<Verdict> {
         if let (State::Failed, Some(error)) = (record.state, &record.error) {
             let tokens = (key.queue.as_str(), key.id.as_str());
-            let there = self.worker.store.has_letter(tokens, record.sequence).await;
+            let there = self.worker.store.has_letter(tokens, (record.sequence, record.submitted_at)).await;
             match there {
                 Ok(true) => {}
                 Ok(false) if self.bury(tokens, record.spent(), error).await => {}
@@ -246,6 +246,7 @@ impl Runner<'_> {
             tokens,
             subject: &self.delivery.subject,
             sequence: self.delivery.sequence,
+            stored_at: self.delivery.stored_at,
             attempts,
             error,
             headers: &self.delivery.headers,
@@ -254,12 +255,28 @@ impl Runner<'_> {
         self.worker.store.bury(&letter, || self.lease.state() != Hold::Held).await
     }
 
+    /// Whether an ack of ours could hit another task: the connection was another one when we got this, and if the server
+    /// came back with an older store, the sequence may have been given anew. Acks are matched by sequence alone.
+    async fn hits_another(&self) -> bool {
+        let connects = self.worker.js.client().statistics().connects.load(Ordering::Relaxed);
+        if connects == self.delivery.epoch {
+            return false;
+        }
+        let (sequence, stored_at) = self.delivery.run();
+        match self.worker.js.at(&self.worker.config.names.tasks_stream(), sequence).await {
+            Ok(Some(message)) => message.stored_at != stored_at || message.subject != *self.delivery.subject,
+            // Nothing there, or nobody to ask: the ack meets nothing, or the next delivery finds the record.
+            Ok(None) => false,
+            Err(_) => true,
+        }
+    }
+
     /// Tells the server. What it does not hear costs one more delivery, which finds the record.
     pub(super) async fn tell(&self, verdict: Verdict) {
         let Some(reply) = self.lease.reply() else { return };
         let js = &self.worker.js;
         let connects = js.client().statistics().connects.load(Ordering::Relaxed);
-        if !may_tell(&verdict, connects == self.delivery.epoch, self.lease.state()) {
+        if !may_tell(&verdict, connects == self.delivery.epoch, self.lease.state()) || self.hits_another().await {
             return;
         }
         for _ in 0..2 {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use jetstream::{ApiError, MESSAGE_TOO_LARGE, PublishError};
 use schemas::record::TaskRecord;
 use schemas::task::OnLost;
-use schemas::{Outcome, StartId, State, TaskKey};
+use schemas::{Order, Outcome, StartId, State, TaskKey};
 
 use crate::nats::store::{Standing, Store};
 
@@ -72,8 +72,8 @@ enum Right {
 }
 
 /// Who is ahead of a start that wants to write `wanted`. Pure.
-pub(super) fn ahead(wanted: &TaskRecord, start: &StartId, standing: Standing) -> Ahead {
-    match right(&standing, wanted, start) {
+pub(super) fn ahead(wanted: &TaskRecord, start: &StartId, standing: Standing, order: Order) -> Ahead {
+    match right(&standing, wanted, start, order) {
         Right::Try(_) | Right::Done(_) => Ahead::Nobody,
         Right::Superseded => Ahead::AnotherStart,
         Right::Ended => Ahead::AnEnd(Box::new(standing.record.expect("only a record is terminal"))),
@@ -81,11 +81,14 @@ pub(super) fn ahead(wanted: &TaskRecord, start: &StartId, standing: Standing) ->
 }
 
 /// Judges what stands in the record against what `wanted` (a record whose last attempt is our start) would say.
-fn right(standing: &Standing, wanted: &TaskRecord, start: &StartId) -> Right {
+/// `order`: how the run of what stands is to ours.
+fn right(standing: &Standing, wanted: &TaskRecord, start: &StartId, order: Order) -> Right {
     let Some(record) = &standing.record else { return Right::Try(standing.revision) };
-    if record.sequence != wanted.sequence {
+    match order {
         // Finished or not: the message of an older run is gone from the stream, else ours could not have been stored.
-        return if record.sequence < wanted.sequence { Right::Try(standing.revision) } else { Right::Superseded };
+        Order::Earlier => return Right::Try(standing.revision),
+        Order::Later => return Right::Superseded,
+        Order::Same | Order::Unclear => {}
     }
     let ours = record.attempts.last().is_some_and(|attempt| attempt.start.as_ref() == Some(start));
     match (ours, record.state) {
@@ -113,13 +116,13 @@ pub(super) enum Next {
 }
 
 /// Decides that by what was read back, and takes over into `wanted` what others may write there. Pure.
-pub(super) fn read_back(wanted: &mut TaskRecord, start: &StartId, standing: Standing) -> Next {
-    match right(&standing, wanted, start) {
+pub(super) fn read_back(wanted: &mut TaskRecord, start: &StartId, standing: Standing, order: Order) -> Next {
+    match right(&standing, wanted, start, order) {
         Right::Done(revision) => Next::Stands(revision),
         Right::Superseded => Next::Superseded,
         Right::Ended => Next::Ended(Box::new(standing.record.expect("only a record is terminal"))),
         Right::Try(revision) => {
-            if let Some(record) = standing.record.filter(|record| record.sequence == wanted.sequence) {
+            if let (Order::Same, Some(record)) = (order, standing.record) {
                 // The only things others write into our record: a wish to stop it, and what a newer version knows of.
                 wanted.cancel = record.cancel;
                 wanted.more = record.more;
@@ -155,8 +158,8 @@ impl Fence {
             match &error {
                 PublishError::Conflict { .. } | PublishError::Unknown { .. } => {
                     tracing::debug!(task = %self.key, %error, "record write refused or unanswered, reading back");
-                    match Box::pin(self.store.read(&self.key)).await {
-                        Ok(standing) => match read_back(&mut self.record, &self.start, standing) {
+                    match Box::pin(self.look()).await {
+                        Ok((standing, order)) => match read_back(&mut self.record, &self.start, standing, order) {
                             Next::Stands(revision) => {
                                 let body = serde_json::to_vec(&self.record).expect("a record is plain data");
                                 return self.stands(revision, body.into());
@@ -202,14 +205,26 @@ impl Fence {
         Written::Yes { revision, body }
     }
 
+    /// Reads the record, and how its run stands to ours.
+    async fn look(&self) -> Result<(Standing, Order), ApiError> {
+        let standing = self.store.read(&self.key).await?;
+        let order = match &standing.record {
+            Some(record) => {
+                let (sequence, stored_at) = (self.record.sequence, self.record.submitted_at);
+                self.store.order(record, &self.key, sequence, stored_at).await?
+            }
+            None => Order::Same,
+        };
+        Ok((standing, order))
+    }
+
     /// Looks who is ahead of us in the record. `None`: it cannot be read now.
     pub async fn ahead(&self) -> Option<Ahead> {
-        let standing = match self.store.read(&self.key).await {
-            Ok(standing) => standing,
-            Err(ApiError::Unreadable { .. }) => return Some(Ahead::AnotherStart),
-            Err(_) => return None,
-        };
-        Some(ahead(&self.record, &self.start, standing))
+        match self.look().await {
+            Ok((standing, order)) => Some(ahead(&self.record, &self.start, standing, order)),
+            Err(ApiError::Unreadable { .. }) => Some(Ahead::AnotherStart),
+            Err(_) => None,
+        }
     }
 
     /// Marks our own attempt, which is the last.
@@ -273,7 +288,9 @@ mod tests {
 
     fn judge(found: Option<TaskRecord>, wanted: State) -> Right {
         let standing = Standing { revision: 9, record: found };
-        right(&standing, &record(7, wanted, "mine"), &StartId::new("mine").unwrap())
+        let wanted = record(7, wanted, "mine");
+        let order = standing.record.as_ref().map_or(Order::Same, |r| r.order_to(wanted.sequence, wanted.submitted_at));
+        right(&standing, &wanted, &StartId::new("mine").unwrap(), order)
     }
 
     #[test]

@@ -12,10 +12,10 @@ use jetstream::ApiError;
 use schemas::cancel::{CancelReply, CancelRequest};
 use schemas::record::{Attempt, Phases, TaskRecord};
 use schemas::task::Policy;
-use schemas::{AgentId, Code, Outcome, StartId, State, Task, TaskError, TaskKey, Timestamp, header};
+use schemas::{AgentId, Code, Order, Outcome, StartId, State, Task, TaskError, TaskKey, Timestamp, header};
 use tokio::sync::watch;
 
-use crate::attempt::admit::{Admission, Facts, admit};
+use crate::attempt::admit::{Admission, Facts, admit_in_order};
 use crate::attempt::ending::ending_error;
 use crate::attempt::fence::{Fence, Written, claim_is_due};
 use crate::attempt::phase::{Event, Phase, Why};
@@ -83,7 +83,7 @@ impl Runner<'_> {
             }
         };
         let worker = self.worker.clone();
-        let _entered = match worker.running.enter(&key, self.delivery.sequence, self.lease.number()) {
+        let _entered = match worker.running.enter(&key, self.delivery.run(), self.lease.number()) {
             Ok(entered) => entered,
             Err(holder) => {
                 // The server forgot that it gave us this run; we go on with it.
@@ -117,17 +117,17 @@ impl Runner<'_> {
         let hindrance = placement::hindrance(self.worker, &task.workload);
         let claim_first = claim_is_due(self.unsure, once, self.delivery.count, task.on_lost) || hindrance.is_some();
         let fresh = self.fresh(&key, State::Running);
-        let mut standing = Standing { revision: 0, record: None };
+        let (mut standing, mut order) = (Standing { revision: 0, record: None }, Order::Same);
         loop {
             if claim_first {
-                standing = match Box::pin(self.read(&key)).await {
-                    Ok(standing) => standing,
+                (standing, order) = match Box::pin(self.read(&key)).await {
+                    Ok(read) => read,
                     Err(verdict) => return verdict,
                 };
             }
             let now = self.worker.js.now();
             let facts = Facts { sequence: self.delivery.sequence, lost_before: self.lost_before(now), once, now };
-            let mut record = match admit(&standing, facts, &task, &fresh) {
+            let mut record = match admit_in_order(order, &standing, facts, &task, &fresh) {
                 Admission::Start(record) => *record,
                 Admission::Over => return Some(Verdict::Ack),
                 Admission::Finished(record) => {
@@ -192,12 +192,21 @@ impl Runner<'_> {
             && !self.worker.given_back.contains(self.delivery.sequence)
     }
 
-    /// The record, as long as the delivery is ours; else what the server is told.
-    async fn read(&self, key: &TaskKey) -> Result<Standing, Option<Verdict>> {
+    /// The record and how its run stands to ours, as long as the delivery is ours; else what the server is told.
+    async fn read(&self, key: &TaskKey) -> Result<(Standing, Order), Option<Verdict>> {
+        let (store, (sequence, stored_at)) = (&self.worker.store, self.delivery.run());
         let mut pause = Duration::from_millis(50);
         loop {
-            match self.worker.store.read(key).await {
-                Ok(standing) => return Ok(standing),
+            let read = async {
+                let standing = store.read(key).await?;
+                let order = match &standing.record {
+                    Some(record) => store.order(record, key, sequence, stored_at).await?,
+                    None => Order::Same,
+                };
+                Ok::<_, ApiError>((standing, order))
+            };
+            match read.await {
+                Ok(read) => return Ok(read),
                 Err(ApiError::Unreadable { source, .. }) => {
                     tracing::warn!(task = %key, error = %source, "its record is of a newer version; left to a worker of that");
                     return Err(Some(Verdict::Nak(NOT_OURS)));

@@ -71,6 +71,11 @@ impl Delivery {
         })
     }
 
+    /// Which run of its id it is: the number alone tells it only as long as the stream goes forward.
+    pub fn run(&self) -> (u64, Timestamp) {
+        (self.sequence, self.stored_at)
+    }
+
     /// A header as text.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(|value| value.as_str())

@@ -5,8 +5,9 @@ use std::time::Duration;
 use async_nats::HeaderMap;
 use bytes::Bytes;
 use jetstream::{ApiError, JetStream, PublishError};
+use schemas::order::CLOCK_DOUBT;
 use schemas::record::TaskRecord;
-use schemas::{HumanDuration, Names, TaskKey, header};
+use schemas::{HumanDuration, Names, Order, TaskKey, Timestamp, header};
 
 /// Records and dead letters of one fleet.
 #[derive(Clone, Debug)]
@@ -36,6 +37,8 @@ pub struct Letter<'a> {
     pub subject: &'a str,
     /// Stream sequence of the task.
     pub sequence: u64,
+    /// When that was stored.
+    pub stored_at: Timestamp,
     /// Attempts spent.
     pub attempts: u32,
     /// Why.
@@ -98,6 +101,39 @@ impl Store {
         Ok(Standing { revision: message.sequence, record })
     }
 
+    /// Whether the message of this very run is in the stream now, as its leader says.
+    pub async fn holds(&self, key: &TaskKey, sequence: u64, stored_at: Timestamp) -> Result<bool, ApiError> {
+        let message = self.js.at(&self.names.tasks_stream(), sequence).await?;
+        Ok(message
+            .is_some_and(|message| message.stored_at == stored_at && message.subject == self.names.task_subject(key)))
+    }
+
+    /// How a record's run stands to run `sequence`, stored at `stored_at`; where numbers and times disagree, the stream
+    /// is asked. Never [`Order::Unclear`].
+    pub async fn order(
+        &self,
+        record: &TaskRecord,
+        key: &TaskKey,
+        sequence: u64,
+        stored_at: Timestamp,
+    ) -> Result<Order, ApiError> {
+        let order = record.order_to(sequence, stored_at);
+        if order != Order::Unclear {
+            return Ok(order);
+        }
+        if !self.holds(key, sequence, stored_at).await? {
+            return Ok(Order::Later);
+        }
+        if record.sequence >= sequence {
+            // One message a subject: nothing but a stream that went back explains the higher number.
+            tracing::warn!(
+                task = %key, sequence, record_sequence = record.sequence, record_state = record.state.as_str(),
+                "a relic: the record is of a run from before the stream of tasks was set back; written over"
+            );
+        }
+        Ok(Order::Earlier)
+    }
+
     /// Writes if the newest revision is `expected`.
     pub async fn write(&self, key: &TaskKey, expected: u64, record: &TaskRecord) -> Result<(u64, Bytes), PublishError> {
         let mut headers = HeaderMap::new();
@@ -130,10 +166,18 @@ impl Store {
     }
 
     /// Whether the newest dead letter on these tokens is of this very run.
-    pub async fn has_letter(&self, tokens: (&str, &str), sequence: u64) -> Result<bool, ApiError> {
+    pub async fn has_letter(
+        &self,
+        tokens: (&str, &str),
+        (sequence, stored_at): (u64, Timestamp),
+    ) -> Result<bool, ApiError> {
         let subject = self.names.dead_subject_raw(tokens.0, tokens.1);
         let newest = self.js.last(&self.dead_stream, &subject).await?;
-        Ok(newest.is_some_and(|letter| letter.header(header::SEQUENCE) == Some(&sequence.to_string())))
+        Ok(newest.is_some_and(|letter| {
+            // One that was written long before the task was stored is of a run from before the stream was set back.
+            let after = letter.stored_at.plus(CLOCK_DOUBT) >= stored_at;
+            after && letter.header(header::SEQUENCE) == Some(&sequence.to_string())
+        }))
     }
 
     /// Writes a dead letter, again and again until it is stored or `give_up` says so. `false`: given up.
@@ -151,8 +195,8 @@ impl Store {
             values.iter().for_each(|value| headers.append(name.clone(), value.clone()));
         }
         // A repeat within the server's window stores nothing new.
-        headers
-            .insert(header::NATS_MSG_ID, format!("dead.{}.{}.{}", letter.tokens.0, letter.tokens.1, letter.sequence));
+        let ((queue, id), at) = (letter.tokens, letter.stored_at.as_millis());
+        headers.insert(header::NATS_MSG_ID, format!("dead.{queue}.{id}.{}.{at}", letter.sequence));
         let subject = self.names.dead_subject_raw(letter.tokens.0, letter.tokens.1);
         let mut pause = Duration::from_millis(50);
         let mut bare = false;
@@ -174,7 +218,7 @@ impl Store {
             }
             tokio::time::sleep(pause).await;
             // It may have been stored all the same. No message id does this: a letter carries none of the server's headers.
-            if let Ok(true) = self.has_letter(letter.tokens, letter.sequence).await {
+            if let Ok(true) = self.has_letter(letter.tokens, (letter.sequence, letter.stored_at)).await {
                 return true;
             }
             pause = (pause * 2).min(Duration::from_secs(2));

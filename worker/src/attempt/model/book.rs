@@ -9,11 +9,11 @@ use dispatcher::client::cancelling::{Move, decide, ended_for_the_holder};
 use dispatcher::client::{Queued, Recorded, TaskView};
 use schemas::record::Cancel;
 use schemas::task::{OnLost, Policy};
-use schemas::{AgentId, Code, Outcome, StartId, State, Task, TaskError, TaskKey, TaskRecord, Timestamp};
+use schemas::{AgentId, Code, Order, Outcome, StartId, State, Task, TaskError, TaskKey, TaskRecord, Timestamp};
 
 use super::world::Base;
 use super::{Ending, Scenario};
-use crate::attempt::admit::{Admission, Facts, admit};
+use crate::attempt::admit::{Admission, Facts, admit_in_order};
 use crate::attempt::ending::{conclude, end_without_start, ending_error, verdict};
 use crate::attempt::fence::{Ahead, Next, ahead, read_back};
 use crate::attempt::phase::{End, Event, Phase, Why};
@@ -188,7 +188,8 @@ impl Book {
     }
 
     fn fresh(&self, run: u8, state: State) -> TaskRecord {
-        TaskRecord::new(&self.key, u64::from(run), state, Timestamp::from_millis(0))
+        // Stored far apart from each other, so that numbers and times agree on which came first.
+        TaskRecord::new(&self.key, u64::from(run), state, Timestamp::from_millis(i64::from(run) * 60_000))
     }
 
     /// Whether a delivery may start. `dead`: the workers that are gone, one bit each.
@@ -202,7 +203,8 @@ impl Book {
         let now = if early { early_is } else { late_is };
         let facts = Facts { sequence: u64::from(run), lost_before: again, once, now };
         let fresh = self.fresh(run, State::Running);
-        let judged = match admit(&self.standing(standing), facts, &self.task, &fresh) {
+        let order = self.order(&fresh, standing);
+        let judged = match admit_in_order(order, &self.standing(standing), facts, &self.task, &fresh) {
             Admission::Over | Admission::Exists(_) => Judged::Over,
             Admission::Finished(_) => Judged::Finished,
             Admission::Early(_) => Judged::Early,
@@ -247,7 +249,8 @@ impl Book {
             return *reread;
         }
         let mut record = self.record(wanted);
-        let reread = match read_back(&mut record, &start_id(start), self.standing(standing)) {
+        let order = self.order(&record, standing);
+        let reread = match read_back(&mut record, &start_id(start), self.standing(standing), order) {
             Next::Stands(_) => Reread::Stands,
             Next::Superseded => Reread::Superseded,
             Next::Ended(_) => Reread::Ended,
@@ -262,7 +265,15 @@ impl Book {
 
     /// Who is ahead of a start whose lease is lost.
     pub fn ahead(&self, wanted: Rec, start: u8, standing: Rec) -> Ahead {
-        ahead(&self.record(wanted), &start_id(start), self.standing(standing))
+        let wanted = self.record(wanted);
+        let order = self.order(&wanted, standing);
+        ahead(&wanted, &start_id(start), self.standing(standing), order)
+    }
+
+    /// How the run of what stands is to that of `wanted`.
+    fn order(&self, wanted: &TaskRecord, standing: Rec) -> Order {
+        let standing = self.standing(standing).record;
+        standing.map_or(Order::Same, |record| record.order_to(wanted.sequence, wanted.submitted_at))
     }
 
     pub fn is_flagged(&self, rec: Rec) -> bool {
