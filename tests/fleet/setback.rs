@@ -8,7 +8,7 @@ use schemas::loss::{self, LOSS, Loss};
 use schemas::{Code, State, TaskRecord, Timestamp};
 use serde_json::json;
 
-use crate::support::{Fleet, Publish, With, eventually, noop};
+use crate::support::{Fleet, Publish, With, eventually, noop, shell};
 
 const TASKS: &str = "SHOAL_TASKS";
 const RECORDS: &str = "KV_shoal_tasks";
@@ -95,6 +95,23 @@ async fn a_used_id_runs_again_although_its_record_names_a_later_run() {
     fleet.message_gone("default.once").await;
     assert_eq!(once.starts(), 1);
     fleet.drained().await;
+}
+
+#[tokio::test]
+async fn a_failure_under_a_number_given_twice_has_a_dead_letter_of_its_own() {
+    let mut fleet = Fleet::start().await;
+    let _worker = fleet.worker("w").start().await;
+    fleet.nats().back_up("old", &[TASKS]).await;
+    fleet.reachable().await;
+    let first = fleet.run("default.a", &shell("exit 3")).await;
+    fleet.dead_letter("default.a").await;
+    fleet.nats().roll_back("old", &[TASKS]).await;
+    fleet.reachable().await;
+    assert_eq!(fleet.publish("default.a", &shell("exit 4")).await, first.sequence);
+    fleet.message_gone("default.a").await;
+    let record = fleet.record("default.a").await.expect("there");
+    assert_eq!((record.state, record.attempts[0].exit_code), (State::Failed, Some(4)), "{record:?}");
+    assert_eq!(fleet.dead("default.a").await.len(), 2);
 }
 
 #[tokio::test]

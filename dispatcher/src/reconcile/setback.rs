@@ -20,7 +20,7 @@ use crate::client::ClientError;
 const SECOND_LOOK: Duration = Duration::from_secs(1);
 /// At least so often: what is stored after a look and gone before the next one is not missed by anybody.
 const OFTEN: Duration = Duration::from_secs(1);
-/// The newest records whose sequences are compared in one turn.
+/// The newest records whose sequences are compared.
 const NEWEST: u64 = 256;
 
 /// A stream as it was seen last.
@@ -48,10 +48,10 @@ impl Seen {
 struct Memory {
     tasks: Option<Seen>,
     records: Option<Seen>,
-    /// Records up to this revision were compared.
-    compared: u64,
-    /// The highest sequence that a record names.
+    /// The highest sequence that one of the newest records names.
     named: u64,
+    /// The server whose records were read for it.
+    server: String,
     /// A loss was noticed, and the tasks that it took were not looked for yet.
     unsearched: bool,
 }
@@ -146,17 +146,15 @@ async fn look(watch: &Watch, memory: &mut Memory) -> Result<(Vec<Suspicion>, Bot
     };
     // The records first: whatever sequence one names was given before.
     let records = js.stream_look(&records_stream).await?.ok_or_else(|| missing(&records_stream))?;
-    let last = records.state.last_seq;
-    if last < memory.compared {
-        (memory.compared, memory.named) = (0, 0);
-    }
-    let from = (memory.compared + 1).max(last.saturating_sub(NEWEST - 1));
-    if from <= last {
+    let server = js.client().server_info().server_id;
+    if memory.server != server {
+        // Once for each server: what goes back later is seen by the streams' own numbers.
+        let from = records.state.last_seq.saturating_sub(NEWEST - 1);
         let filter = format!("$KV.{}.>", names.records_bucket());
         let page = js.page(&records_stream, &filter, from, NEWEST as usize).await?;
         let runs = page.messages.iter().filter_map(|message| serde_json::from_slice::<Run>(&message.payload).ok());
         memory.named = runs.map(|run| run.sequence).fold(memory.named, u64::max);
-        memory.compared = last;
+        memory.server = server;
     }
     let tasks = js.stream_look(&tasks_stream).await?.ok_or_else(|| missing(&tasks_stream))?;
     let mut suspicions = Vec::new();
