@@ -4,6 +4,7 @@
 //! The client crate's own wrappers hide the error codes that the protocol turns on (10071, 10077, 10158, 10164), so the
 //! requests are spoken here directly.
 
+mod account;
 mod connect;
 mod consumer;
 mod publish;
@@ -14,7 +15,8 @@ pub use connect::{ConnectError, ConnectSettings, Connection, Link};
 pub use consumer::ConsumerState;
 pub use publish::{PublishError, Stored};
 pub use read::{Page, StoredMessage, UnreadMessage};
-pub use stream::{Ensure, Ensured, StreamState, Subjects};
+pub use account::{Account, Limits};
+pub use stream::{Copies, Copy, Difference, Ensure, Ensured, Plan, StreamInfo, StreamState, Subjects};
 
 use std::time::Duration;
 
