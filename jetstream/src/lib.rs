@@ -11,11 +11,11 @@ mod publish;
 mod read;
 mod stream;
 
+pub use account::{Account, Limits};
 pub use connect::{ConnectError, ConnectSettings, Connection, Link};
 pub use consumer::ConsumerState;
 pub use publish::{PublishError, Stored};
 pub use read::{Page, StoredMessage, UnreadMessage};
-pub use account::{Account, Limits};
 pub use stream::{Copies, Copy, Difference, Ensure, Ensured, Plan, StreamInfo, StreamState, Subjects};
 
 use std::time::Duration;

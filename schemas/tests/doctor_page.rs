@@ -4,7 +4,8 @@ mod support;
 
 use shoal_schemas::doctor::FindingCode;
 
-const BEGIN: &str = "<!-- findings: made by `SHOAL_BLESS=1 cargo test -p shoal-schemas` from schemas/src/doctor.rs -->\n";
+const BEGIN: &str =
+    "<!-- findings: made by `SHOAL_BLESS=1 cargo test -p shoal-schemas` from schemas/src/doctor.rs -->\n";
 const END: &str = "<!-- end of findings -->\n";
 
 fn table() -> String {

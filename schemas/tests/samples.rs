@@ -8,7 +8,9 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use shoal_schemas::cancel::{CancelReply, CancelRequest, CordonReply, CordonRequest, DrainReply, DrainRequest};
 use shoal_schemas::http::{AgentBeat, AgentRegistration, Problem};
-use shoal_schemas::{AgentRecord, DeadLetter, DoctorReport, Explanation, QueueSettings, Task, TaskRecord, schema, strict};
+use shoal_schemas::{
+    AgentRecord, DeadLetter, DoctorReport, Explanation, QueueSettings, Task, TaskRecord, schema, strict,
+};
 
 /// The name of a message is the start of its samples' names; the longest fitting one counts.
 const MESSAGES: [&str; 16] = [
@@ -140,7 +142,8 @@ fn look(root: &Value, schema: &Value, values: &[&Value], path: &str, missing: &m
         // Codes have a table of their own, `docs/errors.md` and `docs/doctor.md`; a task inside a record has its own samples.
         if target.ends_with("/Code")
             || target.ends_with("/FindingCode")
-            || (path == "task_record.task" && target.ends_with("/Task")) {
+            || (path == "task_record.task" && target.ends_with("/Task"))
+        {
             return;
         }
         look(root, root.pointer(target.trim_start_matches('#')).unwrap(), values, path, missing);

@@ -4,6 +4,7 @@
 //! the only place that speaks to the server.
 
 pub mod attempt;
+pub mod census;
 pub mod config;
 mod cordon;
 pub mod drain;
