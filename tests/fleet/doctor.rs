@@ -17,8 +17,9 @@ async fn examine(fleet: &Fleet, args: &[&str]) -> Value {
 
 /// The same with further environment.
 async fn examine_with(fleet: &Fleet, args: &[&str], env: &[(&str, &str)]) -> Value {
-    let args = [&["doctor", "-o", "json", "--wait", "1500ms"], args].concat();
-    let output = fleet.spawn_with(&args, "", env).wait().await;
+    let args = [&["doctor", "-o", "json"], args].concat();
+    let env = [&[("SHOAL_DOCTOR_WAIT", "1500ms")], env].concat();
+    let output = fleet.spawn_with(&args, "", &env).wait().await;
     let report: Value = serde_json::from_str(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"));
     let findings = report["findings"].as_array().expect("findings");
     let wrong = findings.iter().any(|finding| finding["severity"] != "info");

@@ -109,7 +109,10 @@ async fn a_clock_that_differs_from_the_servers_is_told() {
 #[tokio::test]
 async fn a_worker_that_beats_but_takes_nothing_is_told_with_its_reason() {
     let fleet = Fleet::start().await;
-    let nowhere = format!("unix://{}/no.sock", fleet.folder().display());
+    let socket = fleet.folder().join("engine.sock");
+    // It is there, and nobody listens.
+    drop(std::os::unix::net::UnixListener::bind(&socket).expect("bound"));
+    let nowhere = format!("unix://{}", socket.display());
     let _worker = fleet.worker("w").runtimes("docker").env("SHOAL_DOCKER_HOST", &nowhere).spawn();
     let finding = found(&fleet, "agent_not_fetching", "agent w", &[]).await;
     assert!(message(&finding).contains("the runtime `docker` is down"), "{finding}");

@@ -31,7 +31,7 @@ async fn a_healthy_fleet_under_load_has_no_findings() {
     fleet.publish("default.again", &shell("exit 3").retried(4, "10m")).await;
     let task = |n: u64| match n % 5 {
         0 => shell("sleep 0.3"),
-        1 => shell("exit 3").retried(2, "200ms"),
+        1 => shell("[ $SHOAL_TASK_ATTEMPT = 2 ]").retried(2, "200ms"),
         _ => noop(),
     };
     let looking = async {

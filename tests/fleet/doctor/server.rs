@@ -97,8 +97,10 @@ async fn little_room_is_told_before_it_is_none() {
     let report = examine(&fleet, &[]).await;
     let finding = find(&report, "storage_low").expect("it");
     assert_eq!((finding["severity"].as_str(), finding["about"].as_str()), (Some("warning"), Some("the account")));
-    fleet.send(Publish::new(fleet.subject("default.more"), large.as_bytes())).await.expect("stored");
-    fleet.send(Publish::new(fleet.subject("default.most"), large.as_bytes())).await.expect("stored");
+    let mut n = 19;
+    while fleet.send(Publish::new(fleet.subject(&format!("default.t{n}")), large.as_bytes())).await.is_ok() {
+        n += 1;
+    }
     assert_eq!(find(&examine(&fleet, &[]).await, "storage_low").expect("it")["severity"], "error");
 }
 
@@ -195,6 +197,7 @@ async fn a_user_without_permission_is_told_what_it_lacks_and_what_could_not_be_s
             publish: ["shoal.tasks.>", "$JS.API.STREAM.INFO.>", "$JS.API.STREAM.MSG.GET.>", "$JS.API.DIRECT.GET.>",
                       "$JS.API.CONSUMER.LIST.>", "$SYS.REQ.USER.INFO", "$JS.API.INFO", "$SRV.PING.>", "shoal.control.*.info"]
             subscribe: ["_INBOX.>", "shoal.events.>"] } }
+        { user: deaf, password: deaf, permissions: { publish: { deny: ["shoal.control.>", "$SRV.>"] } } }
         { user: blind, password: blind, permissions: { publish: ["shoal.tasks.>"], subscribe: ["_INBOX.>"] } }
     ] }"#;
     let nats = Nats::with("nats", |_| settings.into()).await;
@@ -218,6 +221,12 @@ async fn a_user_without_permission_is_told_what_it_lacks_and_what_could_not_be_s
     let report = as_user("few", &["--role", "worker"]).await;
     assert_eq!(missing(&report)[0], of("error", "role worker"));
     assert!(report["findings"].to_string().contains("publish $JS.ACK.>"), "{report}");
+
+    // Who may not ask takes nobody for silent.
+    let _worker = fleet.worker("w").start().await;
+    let report = as_user("deaf", &[]).await;
+    assert!(codes(&report).contains(&("check_failed", "what workers say when they are asked")), "{report}");
+    assert!(find(&report, "agent_no_answer").is_none() && find(&report, "no_dispatcher").is_none(), "{report}");
 
     // One that may see nothing is told so, check by check, and in time.
     let report = as_user("blind", &[]).await;

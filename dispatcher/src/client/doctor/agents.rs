@@ -172,6 +172,11 @@ impl Look {
         live.map(|record| record.id.clone()).take(ASKED).collect()
     }
 
+    /// Whether there were some to ask, and none said anything.
+    pub(super) fn nobody_answers(&self) -> bool {
+        !self.answers.is_empty() && self.answers.values().all(|answer| matches!(answer, Answer::Silent))
+    }
+
     pub(super) fn told(&self, worker: &AgentId) -> Option<&AgentRecord> {
         told(&self.answers, worker)
     }

@@ -15,10 +15,9 @@ const HOUR: Duration = Duration::from_secs(3600);
 const HOURS: u32 = 24;
 /// Letters of each time that are read for their reasons; they are read with their bodies.
 const READ: usize = 200;
-/// Fewer in an hour are nobody's concern.
-const FEW: u64 = 5;
-/// This many times as many as usual is growing.
+/// Growing is so many times as many as usual, and so many more: a few are nobody's concern, and chance has its play.
 const TIMES: u64 = 2;
+const FEW: u64 = 5;
 
 /// Dead letters of some time.
 #[derive(Debug, Default)]
@@ -62,8 +61,8 @@ fn letters(page: &Page, until: Option<Timestamp>) -> Letters {
 }
 
 fn judge(newest: &Letters, older: &Letters) -> Option<Finding> {
-    let usual = older.number / u64::from(HOURS);
-    if newest.number < FEW || newest.number <= usual * TIMES {
+    let usual = older.number.div_ceil(u64::from(HOURS));
+    if newest.number < FEW + usual * TIMES {
         return None;
     }
     let mut reasons: Vec<(&String, u64)> = newest.reasons.iter().map(|(reason, number)| (reason, *number)).collect();
@@ -95,14 +94,15 @@ mod tests {
     }
 
     #[test]
-    fn growing_is_more_than_few_and_more_than_twice_the_usual() {
+    fn growing_is_more_than_twice_the_usual_and_a_few() {
         assert!(judge(&of(4), &of(0)).is_none(), "few");
         assert!(judge(&of(5), &of(0)).is_some());
-        assert!(judge(&of(200), &of(2400)).is_none(), "twice the usual");
-        let finding = judge(&of(201), &of(2400)).unwrap();
+        assert!(judge(&of(8), &of(40)).is_none(), "as chance may have it");
+        assert!(judge(&of(204), &of(2400)).is_none(), "twice the usual");
+        let finding = judge(&of(205), &of(2400)).unwrap();
         assert_eq!(
             (&finding.evidence["hourly_before"], &finding.evidence["reasons"]["timed_out"]),
-            (&100.into(), &201.into())
+            (&100.into(), &205.into())
         );
         assert!(finding.next.contains("--reason timed_out"), "{}", finding.next);
     }

@@ -42,6 +42,18 @@ pub(super) async fn check(on: &Doctor<'_>) -> Result<Notes, ClientError> {
     let mut notes = Notes::default();
     let notes = &mut notes;
 
+    // Where this is not allowed, everybody would seem silent.
+    let may_ask = on.may_publish(&format!("{}.control.*.info", client.names.prefix()));
+    let may_ping = on.may_publish("$SRV.PING.>");
+    for (may, what, subject) in [
+        (may_ask, "what workers say when they are asked", "shoal.control.*.info"),
+        (may_ping, "who answers a ping", "$SRV.PING.>"),
+    ] {
+        if may == Some(false) {
+            notes.find(failed(what, format!("this user may not publish to `{subject}`")));
+        }
+    }
+
     let began = Instant::now();
     let (registry, pings, looked, dispatcher, sample) = tokio::join!(
         agents::registry(client),
@@ -74,7 +86,16 @@ pub(super) async fn check(on: &Doctor<'_>) -> Result<Notes, ClientError> {
     }
     let mut ask = first.to_ask();
     ask.extend(known.iter().take(agents::ASKED).cloned());
+    if may_ask == Some(false) {
+        ask.clear();
+    }
     first.answers = agents::answers(client, &ask).await;
+    if may_ask.is_none() && first.pings.is_empty() && first.nobody_answers() {
+        let why = "nobody answers, and the server does not tell whether this user may ask";
+        notes.find(failed("what workers say when they are asked", why));
+        ask.clear();
+        first.answers.clear();
+    }
     let named_before = kept(notes, "what workers say that they run", tasks::named(client, &first).await);
 
     let again = Seen::to_ask_again(&first);
@@ -124,7 +145,7 @@ pub(super) async fn check(on: &Doctor<'_>) -> Result<Notes, ClientError> {
     if registered.is_some() {
         notes.findings.extend(seen.judge());
         looked_at(notes, &seen, ask.len());
-        if !dispatcher && !agents::dispatcher_answers(client).await {
+        if may_ping != Some(false) && on.user.is_ok() && !dispatcher && !agents::dispatcher_answers(client).await {
             notes.find(no_dispatcher(client.names.prefix().as_str()));
         }
     }
@@ -146,7 +167,7 @@ pub(super) async fn check(on: &Doctor<'_>) -> Result<Notes, ClientError> {
         if registered.is_some() {
             notes.findings.extend(tasks::without_attempt(before, there, &seen, look));
         }
-        notes.looked(format!("{}, at most the oldest 100 of a queue", count(before.len() as u64, "task handed out")));
+        notes.looked(format!("{}, at most the oldest 100 of a queue", count(before.len() as u64, "handed-out task")));
     }
     if let (Some(sample), Some(look)) = (&sample, &queues_after) {
         let missing = kept(notes, "records of tasks", tasks::without_message(client, sample).await);

@@ -95,13 +95,14 @@ fn failed(what: &str, why: impl std::fmt::Display) -> Finding {
 impl Client {
     /// Looks at the whole fleet. Never fails: what cannot be looked at is a finding itself.
     pub async fn examine(&self, examination: &Examination) -> DoctorReport {
-        let on = Doctor { client: self, examination };
+        let user = permissions::read(self).await;
+        let on = Doctor { client: self, examination, user };
         let mut notes = Notes::default();
-        let (server, stores, dead, permissions, fleet) = tokio::join!(
+        let permissions = permissions::check(&on);
+        let (server, stores, dead, fleet) = tokio::join!(
             guarded("the server", Duration::ZERO, server::check(&on)),
             guarded("streams and buckets", Duration::ZERO, stores::check(&on)),
             guarded("dead letters", Duration::ZERO, dead::check(&on)),
-            guarded("permissions", Duration::ZERO, permissions::check(&on)),
             guarded("queues, agents and tasks", examination.wait, fleet::check(&on)),
         );
         for group in [server, permissions, stores, fleet, dead] {
@@ -122,6 +123,8 @@ impl Client {
 struct Doctor<'a> {
     client: &'a Client,
     examination: &'a Examination,
+    /// What the server says of this user, or why that is not known.
+    user: Result<permissions::User, ClientError>,
 }
 
 async fn guarded(what: &str, wait: Duration, check: impl Future<Output = Result<Notes, ClientError>>) -> Notes {
@@ -155,7 +158,8 @@ fn sorted(mut findings: Vec<Finding>) -> Vec<Finding> {
     let mut more = 0_usize;
     for finding in findings {
         let same = kept.iter().rev().take_while(|one| one.code == finding.code && one.severity == finding.severity);
-        if same.count() < TOLD {
+        // What was not looked at is never one of many.
+        if same.count() < TOLD || finding.code == FindingCode::CheckFailed {
             close(&mut kept, &mut more);
             kept.push(finding);
         } else {

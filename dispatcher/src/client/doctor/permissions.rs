@@ -7,7 +7,7 @@ use schemas::doctor::{Finding, FindingCode, Severity};
 use serde::Deserialize;
 
 use super::{Doctor, Notes, failed, told};
-use crate::client::ClientError;
+use crate::client::{Client, ClientError};
 
 /// Any user may ask this about itself.
 const USER_INFO: &str = "$SYS.REQ.USER.INFO";
@@ -138,7 +138,7 @@ struct Answer {
 /// What the server says of us.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct User {
+pub(super) struct User {
     user: String,
     account: String,
     permissions: Option<Permissions>,
@@ -158,23 +158,37 @@ struct Subjects {
     deny: Vec<String>,
 }
 
-pub(super) async fn check(on: &Doctor<'_>) -> Result<Notes, ClientError> {
+/// Asks the server about ourselves.
+pub(super) async fn read(client: &Client) -> Result<User, ClientError> {
+    let reply = client.js.request_within(USER_INFO, Vec::new().into(), PATIENCE).await?;
+    let answer: Answer = serde_json::from_slice(&reply.payload)
+        .map_err(|source| ClientError::Unreadable { what: format!("the answer on `{USER_INFO}`"), source })?;
+    Ok(answer.data)
+}
+
+impl Doctor<'_> {
+    /// Whether we may publish to this subject; `None` if the server did not tell.
+    pub(super) fn may_publish(&self, subject: &str) -> Option<bool> {
+        let user = self.user.as_ref().ok()?;
+        Some(user.permissions.as_ref().is_none_or(|permissions| permissions.publish.allows(subject)))
+    }
+}
+
+pub(super) fn check(on: &Doctor<'_>) -> Notes {
     let mut notes = Notes::default();
-    let reply = match on.client.js.request_within(USER_INFO, Vec::new().into(), PATIENCE).await {
-        Ok(reply) => reply,
+    let user = match &on.user {
+        Ok(user) => user,
         Err(error) => {
-            let finding = failed("permissions", told(&error));
+            let finding = failed("permissions", told(error));
             notes.find(finding.next(format!("allow this user to publish to `{USER_INFO}`")));
-            return Ok(notes);
+            return notes;
         }
     };
-    let Answer { data: user } = serde_json::from_slice(&reply.payload)
-        .map_err(|source| ClientError::Unreadable { what: format!("the answer on `{USER_INFO}`"), source })?;
     notes.looked(format!("what user `{}` of account `{}` may do", user.user, user.account));
     if let Some(permissions) = &user.permissions {
         notes.findings = judge(&on.client.names, permissions, &on.examination.roles);
     }
-    Ok(notes)
+    notes
 }
 
 fn judge(names: &Names, permissions: &Permissions, wanted: &[Role]) -> Vec<Finding> {
