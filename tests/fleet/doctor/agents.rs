@@ -23,7 +23,7 @@ async fn forge(fleet: &Fleet, id: &str, change: impl FnOnce(&mut AgentRecord)) {
     let mut record = fleet.agent_where(id, "registered", |_| true).await;
     change(&mut record);
     let store = fleet.js.get_key_value("shoal_agents").await.expect("the registry");
-    store.put(id, serde_json::to_vec(&record).expect("JSON").into()).await.expect("stored");
+    store.put(record.id.as_str(), serde_json::to_vec(&record).expect("JSON").into()).await.expect("stored");
 }
 
 #[tokio::test]
@@ -60,9 +60,16 @@ async fn an_agent_whose_clock_is_off_is_told_by_its_beat() {
     );
     assert!(message(finding).contains("ahead of"), "{finding}");
     let back = Timestamp::from_millis(Timestamp::now().as_millis() - 3_600_000);
-    forge(&fleet, "w", |record| record.last_heartbeat = back).await;
+    forge(&fleet, "w", |record| {
+        // One that nobody can ask.
+        record.id = "external".parse().expect("an id");
+        record.kind = schemas::AgentKind::External;
+        record.last_heartbeat = back;
+    })
+    .await;
     let report = examine(&fleet, &PATIENT).await;
-    assert!(message(find(&report, "agent_clock_off").expect("it")).contains("behind"), "{report}");
+    assert!(codes(&report).contains(&("agent_clock_off", "agent external")), "{report}");
+    assert!(report["findings"].to_string().contains("behind the server's"), "{report}");
 }
 
 /// A way to the server on which the server's clock is years behind.

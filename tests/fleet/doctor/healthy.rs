@@ -5,14 +5,14 @@ use serde_json::{Value, json};
 use super::{codes, examine, examine_with};
 use crate::support::{Fleet, With, engine, noop, shell, shell_in};
 
-/// Many short ones, long ones, failing and retried ones, for as long as doctor looks.
-async fn load(fleet: &Fleet, mut each: impl FnMut(u64) -> Value) {
-    for n in 0.. {
-        fleet.publish(&format!("default.t{n}"), &each(n)).await;
-        if n % 8 == 7 {
-            // About as fast as they are done.
-            fleet.record_where(&format!("default.t{}", n - 7), "begun", |_| true).await;
-        }
+/// Many at once, again and again, for as long as doctor looks.
+async fn load(fleet: &Fleet, at_once: u64, mut each: impl FnMut(u64) -> Value) {
+    for round in 0.. {
+        let tasks = (0..at_once).map(|n| (format!("default.t{round}-{n}"), each(round * at_once + n)));
+        let tasks: Vec<_> = tasks.collect();
+        fleet.publish_all(&tasks).await;
+        // About as fast as they are done.
+        fleet.record_where(&tasks[tasks.len() / 2].0, "begun", |_| true).await;
     }
 }
 
@@ -29,9 +29,9 @@ async fn a_healthy_fleet_under_load_has_no_findings() {
         fleet.publish(&format!("other.s{n}"), &shell("sleep 600").with("stop_grace", "0s")).await;
     }
     fleet.publish("default.again", &shell("exit 3").retried(4, "10m")).await;
-    let task = |n: u64| match n % 5 {
-        0 => shell("sleep 0.3"),
-        1 => shell("[ $SHOAL_TASK_ATTEMPT = 2 ]").retried(2, "200ms"),
+    let task = |n: u64| match n % 50 {
+        0 | 25 => shell("sleep 0.3"),
+        10 => shell("[ $SHOAL_TASK_ATTEMPT = 2 ]").retried(2, "200ms"),
         _ => noop(),
     };
     let looking = async {
@@ -44,7 +44,7 @@ async fn a_healthy_fleet_under_load_has_no_findings() {
         assert!(output.stdout.contains("\nnot seen: how often the server syncs"), "{output:?}");
     };
     tokio::select! {
-        () = load(&fleet, task) => unreachable!("it does not end"),
+        () = load(&fleet, 200, task) => unreachable!("it does not end"),
         () = looking => {}
     }
     job.open();
@@ -103,12 +103,39 @@ async fn containers_and_folders_in_use_are_no_finding() {
         }
     };
     tokio::select! {
-        () = load(&fleet, task) => unreachable!("it does not end"),
+        () = load(&fleet, 8, task) => unreachable!("it does not end"),
         () = looking => {}
     }
     job.open();
     fleet.shoal(&["cancel", "default.long"]).await.ok();
     engine.is_clean().await;
+}
+
+#[tokio::test]
+async fn of_a_large_fleet_a_part_is_read_and_it_is_said() {
+    let fleet = Fleet::start().await;
+    let _worker = fleet.worker("w").start().await;
+    let mut gone = serde_json::to_value(fleet.agent_where("w", "there", |_| true).await).expect("JSON");
+    gone["status"] = "offline".into();
+    let store = fleet.js.get_key_value("shoal_agents").await.expect("the registry");
+    let puts = (0..2_500).map(|n| {
+        let (mut gone, store) = (gone.clone(), store.clone());
+        async move {
+            let id = format!("gone-{n}");
+            gone["id"] = id.as_str().into();
+            store.put(id, gone.to_string().into()).await.expect("stored")
+        }
+    });
+    futures_util::StreamExt::count(futures_util::StreamExt::buffer_unordered(futures_util::stream::iter(puts), 100))
+        .await;
+    fleet.shoal(&["queues", "pause", "default"]).await.ok();
+    let tasks: Vec<_> = (0..20_000).map(|n| (format!("default.t{n}"), noop())).collect();
+    fleet.publish_all(&tasks).await;
+    let report = examine(&fleet, &[]).await;
+    assert_eq!(codes(&report), [("no_dispatcher", "fleet shoal")], "{report}");
+    let looked = report["looked_at"].to_string();
+    assert!(looked.contains("of 2501 agents") && !looked.contains("2501 of 2501"), "{looked}");
+    assert!(looked.contains("20000 tasks in the stream, of these the oldest and the newest 200"), "{looked}");
 }
 
 #[tokio::test]

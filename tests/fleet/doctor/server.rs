@@ -125,25 +125,6 @@ async fn what_only_monitoring_sees_is_looked_at_there() {
 }
 
 #[tokio::test]
-async fn ill_health_of_the_server_is_told_in_its_words() {
-    let fleet = Fleet::start().await;
-    // Its store is taken from under it: /healthz finds streams that it cannot restore.
-    let mut nats = Nats::start().await;
-    let other = on(&nats).await;
-    nats.kill();
-    let streams = nats.folder().join("store/jetstream/$G/streams/SHOAL_TASKS");
-    std::fs::write(streams.join("meta.inf"), "{").expect("written");
-    nats.restart().await;
-    let health = crate::support::http_get(&nats.monitor_address(), "/healthz").await.expect("it answers");
-    let report = examine(&fleet, &["--monitor", &nats.monitor_address()]).await;
-    // Whatever it says of itself is what is told; a server that mends it silently lacks a stream.
-    match health.0 {
-        200 => assert!(find(&examine(&other, &[]).await, "store_missing").is_some()),
-        _ => assert!(find(&report, "server_unhealthy").is_some(), "{health:?} {report}"),
-    }
-}
-
-#[tokio::test]
 async fn missing_and_drifted_stores_are_what_an_apply_would_mend() {
     let fleet = Fleet::start().await;
     fleet.js.delete_stream("SHOAL_LOGS").await.expect("deleted");
@@ -271,7 +252,7 @@ async fn cluster() -> Vec<Nats> {
 }
 
 #[tokio::test]
-async fn few_copies_in_a_cluster_and_a_copy_that_is_away_are_told() {
+async fn few_copies_copies_that_are_away_and_ill_health_of_a_cluster_are_told() {
     let mut servers = cluster().await;
     let client = Client::connect(&servers[0].url(), "shoal").await;
     client.reachable().await;
@@ -284,7 +265,12 @@ async fn few_copies_in_a_cluster_and_a_copy_that_is_away_are_told() {
     })
     .await;
     let urls = servers.iter().map(Nats::url).collect::<Vec<_>>().join(",");
-    let fleet = Fleet::builder().with_client(&urls, client).await;
+    let fleet = Fleet::builder().bare().with_client(&urls, client).await;
+    eventually("the stores", async || match fleet.shoal(&["admin", "apply"]).await {
+        output if output.code == 0 => Ok(()),
+        output => Err(format!("{output:?}")),
+    })
+    .await;
     let finding = found(&fleet, "replicas_low", "streams and buckets", &[]).await;
     assert_eq!(finding["evidence"]["servers"], 3);
     assert_eq!(finding["evidence"]["stores"].as_array().expect("stores").len(), 7);
@@ -298,4 +284,15 @@ async fn few_copies_in_a_cluster_and_a_copy_that_is_away_are_told() {
     servers[2].kill();
     let finding = found(&fleet, "replica_behind", "stream SHOAL_TASKS", &["--replicas", "3"]).await;
     assert!(finding["evidence"]["copies"].to_string().contains("s2"), "{finding}");
+
+    // The one that is left has no majority, and says so of itself.
+    servers[1].kill();
+    let monitor = servers[0].monitor_address();
+    let alone = servers[0].url();
+    let finding = eventually("it is not well", async || {
+        let report = examine_with(&fleet, &["--monitor", &monitor], &[("SHOAL_NATS_URL", &alone)]).await;
+        find(&report, "server_unhealthy").cloned().ok_or_else(|| report.to_string())
+    })
+    .await;
+    assert_eq!((&finding["severity"], &finding["about"]), (&json!("error"), &json!("the server s0")));
 }

@@ -276,7 +276,10 @@ impl Seen {
         }
         let stamp = record.last_heartbeat;
         let (ahead, behind) = (stamp.since(entry.stored_at), entry.stored_at.since(stamp));
-        if ahead > AHEAD || behind > BEHIND {
+        // A beat that was written while the server was away is stored late; what it says when it is asked tells.
+        let answered = self.second.told(id).and_then(|said| said.last_fetch.max(said.last_ack));
+        let late = answered.is_some_and(|at| self.now.since(at).max(at.since(self.now)) < BEHIND);
+        if ahead > AHEAD || (behind > BEHIND && !late) {
             let side = if ahead > AHEAD { "ahead of" } else { "behind" };
             findings.push(
                 Finding::new(Severity::Warning, FindingCode::AgentClockOff, &about)
@@ -479,11 +482,19 @@ pub(super) mod tests {
         for (stored, off) in [(-3, true), (11, true), (-1, false), (9, false)] {
             let mut seen = seen("w", "i", &[]);
             both(&mut seen, |look| {
+                // With the rest of its clock.
+                answer_of(look).last_fetch = None;
                 let entry = entry_of(look);
                 entry.stored_at = Timestamp::from_millis(entry.record.last_heartbeat.as_millis() + stored * 1_000);
             });
             assert_eq!(codes(&seen).contains(&FindingCode::AgentClockOff), off, "{stored}");
         }
+        let mut late = seen("w", "i", &[]);
+        both(&mut late, |look| {
+            let entry = entry_of(look);
+            entry.stored_at = entry.record.last_heartbeat.plus(Duration::from_secs(20));
+        });
+        assert_eq!(codes(&late), [], "its clock is right, its beat was stored late");
     }
 
     #[test]

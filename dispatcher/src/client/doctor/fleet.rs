@@ -151,7 +151,8 @@ pub(super) async fn check(on: &Doctor<'_>) -> Result<Notes, ClientError> {
     }
     if let (Some(before), Some(after)) = (&queues_before, &queues_after) {
         let settings = kept(notes, "settings of queues", queues::settings(client, after).await);
-        let served = queues::Served { queues: seen.served() };
+        let whole = seen.second.registry.len() as u64 >= seen.second.total;
+        let served = queues::Served { queues: seen.served(), whole };
         // Who is in no registry that can be read may serve.
         if let (Some(settings), true) = (settings, registered.is_some()) {
             notes.findings.extend(queues::judge(on, (before, after), apart, &settings, &served));
@@ -163,7 +164,11 @@ pub(super) async fn check(on: &Doctor<'_>) -> Result<Notes, ClientError> {
         ));
     }
     if let (Some(before), Some(there), Some(look)) = (&handed, &there, &queues_after) {
-        notes.findings.extend(tasks::undeliverable(there, look));
+        if !tasks::undeliverable(there, look).is_empty() {
+            // Those were direct reads, which may trail; the leader has the last word.
+            let sure = kept(notes, "tasks that were handed out", tasks::surely(client, there).await);
+            notes.findings.extend(tasks::undeliverable(&sure.unwrap_or_default(), look));
+        }
         if registered.is_some() {
             notes.findings.extend(tasks::without_attempt(before, there, &seen, look));
         }

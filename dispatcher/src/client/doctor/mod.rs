@@ -101,7 +101,7 @@ impl Client {
         let permissions = permissions::check(&on);
         let (server, stores, dead, fleet) = tokio::join!(
             guarded("the server", Duration::ZERO, server::check(&on)),
-            guarded("streams and buckets", Duration::ZERO, stores::check(&on)),
+            guarded("streams and buckets", examination.wait, stores::check(&on)),
             guarded("dead letters", Duration::ZERO, dead::check(&on)),
             guarded("queues, agents and tasks", examination.wait, fleet::check(&on)),
         );

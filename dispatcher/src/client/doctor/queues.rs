@@ -80,6 +80,8 @@ pub(super) async fn settings(client: &Client, look: &Look) -> Result<BTreeMap<Qu
 #[derive(Debug, Default)]
 pub(super) struct Served {
     pub(super) queues: BTreeSet<QueueName>,
+    /// Whether every agent was seen.
+    pub(super) whole: bool,
 }
 
 /// Judges two looks, `apart` from each other.
@@ -94,7 +96,10 @@ pub(super) fn judge(
     let mut findings = Vec::new();
     for (queue, now) in &second.consumers {
         findings.extend(first.consumers.get(queue).and_then(|before| stuck(names, before, now, apart)));
-        let waits = |look: &ConsumerState| look.num_pending > 0 && look.num_waiting == 0;
+        // Of a fleet that is too large to be read whole, those who hold tasks are served by somebody.
+        let waits = |look: &ConsumerState| {
+            look.num_pending > 0 && look.num_waiting == 0 && (served.whole || look.num_ack_pending == 0)
+        };
         if waits(now) && first.consumers.get(queue).is_some_and(waits) && !served.queues.contains(queue) {
             findings.push(unserved(queue, now.num_pending));
         }

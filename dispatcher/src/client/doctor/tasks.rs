@@ -75,6 +75,18 @@ pub(super) async fn still(client: &Client, before: &[Handed]) -> Result<Vec<Hand
     Ok(there)
 }
 
+/// Of these, those that the leader has.
+pub(super) async fn surely(client: &Client, there: &[Handed]) -> Result<Vec<Handed>, ClientError> {
+    let mut sure = Vec::new();
+    for handed in there {
+        let message = client.js.last(&client.names.tasks_stream(), &client.names.task_subject(&handed.key)).await?;
+        if message.is_some_and(|message| message.sequence == handed.sequence) {
+            sure.push(handed.clone());
+        }
+    }
+    Ok(sure)
+}
+
 /// The sequences of the messages of these tasks, by direct reads.
 async fn messages<'a>(
     client: &Client,
