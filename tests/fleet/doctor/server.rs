@@ -9,7 +9,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpListener;
 
 use super::{codes, examine, examine_with, find, found, message};
-use crate::support::{Client, Fleet, Nats, Publish, eventually, noop};
+use crate::support::{Client, Fleet, Nats, Publish, With, eventually, noop, shell};
 
 async fn on(nats: &Nats) -> Fleet {
     Fleet::builder().on(&nats.url()).await
@@ -215,6 +215,73 @@ async fn a_user_without_permission_is_told_what_it_lacks_and_what_could_not_be_s
         codes(&report).into_iter().filter(|(code, _)| *code == "check_failed").map(|(_, about)| about).collect();
     for about in ["permissions", "room for JetStream", "the clocks", "the registry of agents", "dead letters"] {
         assert!(failed.contains(&about), "{about}: {report}");
+    }
+}
+
+/// What a role needs, as doctor tells one who has nothing, as permissions of a server.
+async fn permissions() -> Vec<(String, String)> {
+    let may = r#"publish: ["$SYS.REQ.USER.INFO"], subscribe: ["_INBOX.>"]"#;
+    let settings = format!("authorization {{ users: [ {{ user: few, password: few, permissions: {{ {may} }} }} ] }}");
+    let nats = Nats::with("nats", |_| settings).await;
+    let url = nats.url().replace("nats://", "nats://few:few@");
+    let fleet = Fleet::builder().bare().start().await;
+    let report = examine_with(&fleet, &[], &[("SHOAL_NATS_URL", &url)]).await;
+    let findings = report["findings"].as_array().expect("findings").iter();
+    let lacking = findings.filter(|finding| finding["code"] == "permission_missing");
+    let list = |finding: &serde_json::Value, what: &str| {
+        let subjects = finding["evidence"]["missing"].as_array().expect("subjects").iter();
+        let of = subjects.filter_map(|it| it.as_str().expect("text").strip_prefix(what));
+        of.map(|subject| format!("\"{subject}\"")).collect::<Vec<_>>().join(", ")
+    };
+    let one = |finding: &serde_json::Value| {
+        let role = finding["about"].as_str().expect("text").strip_prefix("role ").expect("a role").to_owned();
+        let (publish, listen) = (list(finding, "publish "), list(finding, "subscribe "));
+        (role, format!("publish: [{publish}], subscribe: [\"_INBOX.>\", {listen}]"))
+    };
+    lacking.map(one).collect()
+}
+
+#[tokio::test]
+async fn what_doctor_says_that_a_role_needs_is_enough_for_it() {
+    let roles = permissions().await;
+    assert_eq!(roles.len(), 4, "{roles:?}");
+    let user =
+        |(role, may): &(String, String)| format!("{{ user: {role}, password: {role}, permissions: {{ {may} }} }}");
+    let users = roles.iter().map(user).collect::<Vec<_>>().join("\n");
+    let settings = format!("authorization {{ users: [ {{ user: root, password: root }}\n{users} ] }}");
+    let nats = Nats::with("nats", |_| settings).await;
+    let url = |user: &str| nats.url().replace("nats://", &format!("nats://{user}:{user}@"));
+    let client = ConnectOptions::with_user_and_password("root".into(), "root".into());
+    let client = Client::connect_with(client, &nats.url(), "shoal").await;
+    let fleet = Fleet::builder().with_client(&url("root"), client).await;
+
+    let (dispatcher, _) = fleet.dispatcher(&[("SHOAL_NATS_URL", &url("dispatcher"))]).await;
+    let worker = fleet.worker("w").env("SHOAL_NATS_URL", &url("worker")).start().await;
+    let task = shell("echo hi; echo done > a.txt; head -c 100000 /dev/zero > $SHOAL_RESULT_FILE");
+    let task = task.with("artifacts", json!(["a.txt"]));
+    let as_submitter = [("SHOAL_NATS_URL", url("submitter"))];
+    let as_submitter = as_submitter.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let body = json!({"id": "a", "task": task}).to_string();
+    fleet.spawn_with(&["submit", "-"], &body, &as_submitter).wait().await.ok();
+    fleet.spawn_with(&["wait", "a"], "", &as_submitter).wait().await.ok();
+    let record = fleet.ended("default.a").await;
+    assert!(record.warnings.is_empty() && record.artifacts.len() == 1 && record.result.is_some(), "{record:?}");
+    assert_eq!(fleet.messages("SHOAL_LOGS", "shoal.logs.default.a.*.stdout").await.len(), 1);
+    fleet.publish("default.bad", &shell("exit 3")).await;
+    fleet.dead_letter("default.bad").await;
+    fleet.agent_is("w", schemas::AgentStatus::Ready).await;
+
+    // And for doctor itself what a viewer has; a look at everything finds nothing else.
+    for role in ["viewer", "root"] {
+        let report = examine_with(&fleet, &["--role", "viewer"], &[("SHOAL_NATS_URL", &url(role))]).await;
+        let trouble: Vec<_> = codes(&report)
+            .into_iter()
+            .filter(|(_, about)| !about.starts_with("role ") && *about != "permissions")
+            .collect();
+        assert_eq!(trouble, [], "{role}: {report}");
+    }
+    for program in [dispatcher, worker] {
+        assert!(!program.stderr().contains("Violation"), "{}", program.stderr());
     }
 }
 

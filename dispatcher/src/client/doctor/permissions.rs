@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use schemas::Names;
 use schemas::doctor::{Finding, FindingCode, Severity};
+use schemas::stores::StoreSettings;
 use serde::Deserialize;
 
 use super::{Doctor, Notes, failed, told};
@@ -57,6 +58,9 @@ impl Role {
         };
         let agents = format!("KV_{}", names.agents_bucket());
         let queues = format!("KV_{}", names.queues_bucket());
+        // Who makes what is missing asks for every store first.
+        let stores = names.streams(&StoreSettings::default(), 0).into_iter();
+        let infos = stores.map(|spec| format!("$JS.API.STREAM.INFO.{}", spec.name)).collect::<Vec<_>>();
         let mut publish = Vec::new();
         let mut listen = vec!["_INBOX.>".to_owned()];
         match self {
@@ -66,12 +70,16 @@ impl Role {
                 listen.push(format!("{prefix}.events.tasks.>"));
             }
             Self::Worker => {
+                publish.extend(infos);
                 publish.extend([read(&tasks), read(&records), read(&agents), read(&queues)].concat());
                 publish.extend([
                     format!("$JS.API.CONSUMER.MSG.NEXT.{tasks}.*"),
                     format!("$JS.API.CONSUMER.INFO.{tasks}.*"),
                     format!("$JS.API.CONSUMER.CREATE.{tasks}.>"),
                     "$JS.ACK.>".to_owned(),
+                    // Answers to whoever asks it.
+                    "_INBOX.>".to_owned(),
+                    format!("$JS.API.DIRECT.GET.OBJ_{}.>", names.artifacts_bucket()),
                     kv(names.records_bucket()),
                     kv(names.agents_bucket()),
                     format!("{prefix}.events.>"),
@@ -87,12 +95,19 @@ impl Role {
                 ]);
             }
             Self::Dispatcher => {
+                publish.extend(infos);
                 publish.extend([read(&tasks), read(&records), read(&agents), read(&queues)].concat());
                 publish.extend([
                     format!("$JS.API.STREAM.MSG.DELETE.{tasks}"),
                     format!("$JS.API.CONSUMER.CREATE.{tasks}.>"),
                     format!("$JS.API.CONSUMER.LIST.{tasks}"),
                     format!("$JS.API.CONSUMER.PAUSE.{tasks}.*"),
+                    // Scans of headers.
+                    format!("$JS.API.CONSUMER.CREATE.{records}"),
+                    format!("$JS.API.CONSUMER.MSG.NEXT.{records}.*"),
+                    format!("$JS.API.CONSUMER.DELETE.{records}.*"),
+                    format!("$JS.API.DIRECT.GET.OBJ_{}.>", names.artifacts_bucket()),
+                    "_INBOX.>".to_owned(),
                     kv(names.records_bucket()),
                     kv(names.agents_bucket()),
                     kv(names.queues_bucket()),
@@ -106,6 +121,7 @@ impl Role {
             }
             Self::Viewer => {
                 let dead = names.dead_stream();
+                publish.extend(infos);
                 publish.extend([read(&tasks), read(&records), read(&agents), read(&queues), read(&dead)].concat());
                 publish.extend([
                     "$JS.API.INFO".to_owned(),
@@ -201,6 +217,8 @@ fn judge(names: &Names, permissions: &Permissions, wanted: &[Role]) -> Vec<Findi
         };
         let mut missing = lacks(publish, &permissions.publish, "publish");
         missing.extend(lacks(listen, &permissions.subscribe, "subscribe"));
+        missing.sort();
+        missing.dedup();
         if missing.is_empty() {
             continue;
         }
