@@ -39,7 +39,7 @@ pub struct Doctor {
     /// The Docker engine of this machine, to find containers that nobody owns
     #[arg(long, env = "SHOAL_DOCKER_HOST", value_name = "URL")]
     pub docker_host: Option<String>,
-    /// State folder of this machine's workers, to find work folders that nobody uses
+    /// State folder of this machine's workers, or the store of `shoal up`, to find work folders that nobody uses
     #[arg(long, env = "SHOAL_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
     /// What the stores should be like, as `shoal admin apply` was told.

@@ -92,13 +92,13 @@ async fn containers_and_folders_in_use_are_no_finding() {
     job.started(1).await;
     let state = fleet.folder().join(&id).display().to_string();
     let args = ["--docker-host", &engine.host(), "--state-dir", &state];
-    let task = |n: u64| if n % 2 == 0 { shell_in("true") } else { shell("true") };
+    let task = |n: u64| if n.is_multiple_of(2) { shell_in("true") } else { shell("true") };
     let looking = async {
         for wait in ["2s", "20s"] {
             let report = examine_with(&fleet, &args, &[("SHOAL_DOCTOR_WAIT", wait)]).await;
             assert_eq!(codes(&report), [], "{report}");
             let looked = report["looked_at"].to_string();
-            assert!(looked.contains("on the engine") && looked.contains("on work folders"), "{looked}");
+            assert!(looked.contains("in the engine") && looked.contains("in work folders"), "{looked}");
             assert_eq!(report.get("not_seen").map(|unseen| unseen.as_array().expect("a list").len()), Some(1));
         }
     };

@@ -84,7 +84,7 @@ async fn a_work_folder_that_nobody_uses_is_told() {
     ];
     let report = all_found(&fleet, &args, &wanted).await;
     assert!(!report["findings"].to_string().contains(&used.display().to_string()), "{report}");
-    // A folder that cannot be read is told too.
+    // A folder that is nobody's state is told too.
     let report = examine(&fleet, &["--state-dir", "/nonexistent"]).await;
     assert!(codes(&report).contains(&("check_failed", "work folders below /nonexistent")), "{report}");
     job.open();

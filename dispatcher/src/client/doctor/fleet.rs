@@ -195,7 +195,7 @@ pub(super) async fn check(on: &Doctor<'_>) -> Result<Notes, ClientError> {
                 0 => String::new(),
                 others => format!(" ({others} of other fleets left alone)"),
             };
-            notes.looked(format!("{} on {}{others}", count(after.objects.len() as u64, "object"), source.name));
+            notes.looked(format!("{} in {}{others}", count(after.objects.len() as u64, "object"), source.name));
         }
     }
     if on.examination.host.is_empty() {
