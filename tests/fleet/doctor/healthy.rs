@@ -47,6 +47,8 @@ async fn a_healthy_fleet_under_load_has_no_findings() {
         () = load(&fleet, 200, task) => unreachable!("it does not end"),
         () = looking => {}
     }
+    let done = fleet.stream("KV_shoal_tasks").await.cached_info().state.messages;
+    assert!(done > 500, "that was no load: {done} records");
     job.open();
 }
 
