@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::agents::{self, Look, Seen};
 use super::host::{self, HostLook};
 use super::tasks::{self, Handed};
-use super::{Doctor, Notes, count, failed, queues, told};
+use super::{Doctor, Notes, count, failed, queues, roll_call, told};
 use crate::client::ClientError;
 
 /// Questions between the two looks.
@@ -56,10 +56,10 @@ pub(super) async fn check(on: &Doctor<'_>) -> Result<Notes, ClientError> {
 
     let began = Instant::now();
     let (registry, pings, looked, dispatcher, sample) = tokio::join!(
-        agents::registry(client),
-        agents::pings(client),
+        roll_call::registry(client),
+        roll_call::pings(client),
         queues::look(client),
-        agents::dispatcher_answers(client),
+        roll_call::dispatcher_answers(client),
         tasks::sample(client),
     );
     let mut first = Look::default();
@@ -80,7 +80,7 @@ pub(super) async fn check(on: &Doctor<'_>) -> Result<Notes, ClientError> {
     known.extend(host_before.iter().flatten().flat_map(|look| look.objects.iter().map(|it| it.worker.clone())));
     if registered.is_some() {
         let beyond = known.difference(&first.registry.keys().cloned().collect()).cloned().collect();
-        if let Some(entries) = kept(notes, "some agents", agents::entries(client, &beyond).await) {
+        if let Some(entries) = kept(notes, "some agents", roll_call::entries(client, &beyond).await) {
             first.registry.extend(entries);
         }
     }
@@ -89,7 +89,7 @@ pub(super) async fn check(on: &Doctor<'_>) -> Result<Notes, ClientError> {
     if may_ask == Some(false) {
         ask.clear();
     }
-    first.answers = agents::answers(client, &ask).await;
+    first.answers = roll_call::answers(client, &ask).await;
     if may_ask.is_none() && first.pings.is_empty() && first.nobody_answers() {
         let why = "nobody answers, and the server does not tell whether this user may ask";
         notes.find(failed("what workers say when they are asked", why));
@@ -103,12 +103,12 @@ pub(super) async fn check(on: &Doctor<'_>) -> Result<Notes, ClientError> {
     for _ in 0..BETWEEN {
         tokio::time::sleep(on.examination.wait / BETWEEN).await;
         if !again.is_empty() {
-            between.push(agents::answers(client, &again).await);
+            between.push(roll_call::answers(client, &again).await);
         }
     }
 
     let mut second = Look::default();
-    let (pings, answers) = tokio::join!(agents::pings(client), agents::answers(client, &ask));
+    let (pings, answers) = tokio::join!(roll_call::pings(client), roll_call::answers(client, &ask));
     second.pings = pings.unwrap_or_default();
     second.answers = answers;
     let apart = began.elapsed();
@@ -128,13 +128,13 @@ pub(super) async fn check(on: &Doctor<'_>) -> Result<Notes, ClientError> {
     if registered.is_some() {
         let stream = format!("KV_{}", client.names.agents_bucket());
         now = client.js.stream_info(&stream).await?.and_then(|info| info.ts).unwrap_or(now);
-        if let Some((registry, total)) = kept(notes, "the registry of agents", agents::registry(client).await) {
+        if let Some((registry, total)) = kept(notes, "the registry of agents", roll_call::registry(client).await) {
             (second.registry, second.total) = (registry, total);
         }
         // Who beat meanwhile may have moved out of what is read of a large fleet.
         let moved =
             first.registry.keys().chain(&known).filter(|id| !second.registry.contains_key(*id)).cloned().collect();
-        if let Some(entries) = kept(notes, "some agents", agents::entries(client, &moved).await) {
+        if let Some(entries) = kept(notes, "some agents", roll_call::entries(client, &moved).await) {
             second.registry.extend(entries);
         }
     }
@@ -145,7 +145,7 @@ pub(super) async fn check(on: &Doctor<'_>) -> Result<Notes, ClientError> {
     if registered.is_some() {
         notes.findings.extend(seen.judge());
         looked_at(notes, &seen, ask.len());
-        if may_ping != Some(false) && on.user.is_ok() && !dispatcher && !agents::dispatcher_answers(client).await {
+        if may_ping != Some(false) && on.user.is_ok() && !dispatcher && !roll_call::dispatcher_answers(client).await {
             notes.find(no_dispatcher(client.names.prefix().as_str()));
         }
     }

@@ -5,7 +5,7 @@
 //! | [`server`], [`monitor`] | version, JetStream, sizes, room, clock; what only the server's monitoring tells |
 //! | [`permissions`] | what this user may do, against what each role needs |
 //! | [`stores`] | streams and buckets against what `admin apply` would make; copies; losses |
-//! | [`queues`], [`tasks`], [`agents`], [`host`] | the fleet at work, looked at twice |
+//! | [`queues`], [`tasks`], [`roll_call`], [`agents`], [`host`] | the fleet at work, looked at twice |
 //! | [`dead`] | dead letters of the last hour against those before |
 //!
 //! Whatever moves by itself is judged only by what two looks, some seconds apart, both say: a task that runs is in one
@@ -19,6 +19,7 @@ mod host;
 mod monitor;
 mod permissions;
 mod queues;
+mod roll_call;
 mod server;
 mod stores;
 mod tasks;
