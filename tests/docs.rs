@@ -147,6 +147,16 @@ fn every_test_that_a_page_names_exists() {
     assert!(named_tests(&coverage).len() > 50, "docs/coverage.md names its tests as `module::name`");
 }
 
+#[test]
+fn every_finding_is_provoked_by_a_test() {
+    let mut sources = Vec::new();
+    files(&root().join("tests/fleet/doctor"), ".rs", &mut sources);
+    let tests: String = sources.iter().map(|path| read(path)).collect();
+    let codes = schemas::doctor::FindingCode::ALL.iter();
+    let missing: Vec<_> = codes.filter(|code| !tests.contains(&format!("\"{code}\""))).collect();
+    assert!(missing.is_empty(), "no test looks for {missing:?}");
+}
+
 /// What GitHub makes of a heading.
 fn anchor(heading: &str) -> String {
     let kept = heading.trim().to_lowercase();

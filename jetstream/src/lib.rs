@@ -4,6 +4,7 @@
 //! The client crate's own wrappers hide the error codes that the protocol turns on (10071, 10077, 10158, 10164), so the
 //! requests are spoken here directly.
 
+mod account;
 mod clock;
 mod connect;
 mod consumer;
@@ -11,11 +12,12 @@ mod publish;
 mod read;
 mod stream;
 
+pub use account::{Account, Limits};
 pub use connect::{ConnectError, ConnectSettings, Connection, Link};
 pub use consumer::ConsumerState;
 pub use publish::{PublishError, Stored};
 pub use read::{Page, StoredMessage, UnreadMessage};
-pub use stream::{Ensure, Ensured, StreamLook, StreamState, Subjects};
+pub use stream::{Copies, Copy, Difference, Ensure, Ensured, Plan, StreamInfo, StreamLook, StreamState, Subjects};
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -172,6 +172,12 @@ impl JetStream {
             .await
     }
 
+    /// Up to `most` messages stored at `at` or later that match `filter`, by direct reads.
+    pub async fn page_since(&self, stream: &str, filter: &str, at: Timestamp, most: usize) -> Result<Page, ApiError> {
+        let body = json!({ "start_time": at, "next_by_subj": filter, "batch": most, "max_bytes": 8 << 20 });
+        self.direct(stream, &body).await
+    }
+
     /// How many messages from sequence `from` on match `filter`. Reads only the first of them.
     pub async fn count_from(&self, stream: &str, filter: &str, from: u64) -> Result<u64, ApiError> {
         let page = self.page(stream, filter, from, 1).await?;

@@ -77,12 +77,68 @@ pub struct StreamLook {
     pub metadata: BTreeMap<String, String>,
 }
 
-#[derive(Deserialize)]
-struct Info {
-    config: Map<String, Value>,
-    created: Timestamp,
+/// Everything that the server says of a stream.
+#[derive(Clone, Debug, Deserialize)]
+pub struct StreamInfo {
+    /// Its configuration as it stands.
+    pub config: Map<String, Value>,
+    /// When it was made.
+    pub created: Timestamp,
+    /// What it holds.
     #[serde(default)]
-    state: StreamState,
+    pub state: StreamState,
+    /// Where its copies are.
+    #[serde(default)]
+    pub cluster: Copies,
+    /// The server's present; absent before 2.10.
+    #[serde(default)]
+    pub ts: Option<Timestamp>,
+}
+
+/// Where the copies of a stream are.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Copies {
+    /// The cluster; absent where the server is alone.
+    pub name: Option<String>,
+    /// Who decides; absent while one is elected.
+    pub leader: Option<String>,
+    /// The others.
+    pub replicas: Vec<Copy>,
+}
+
+/// One copy of a stream, beside the leader's.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Copy {
+    /// The server.
+    pub name: String,
+    /// Whether it has everything.
+    pub current: bool,
+    /// Whether the server is away.
+    pub offline: bool,
+    /// Writes that it lacks.
+    pub lag: u64,
+}
+
+/// What an upgrade of a stream would do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Plan {
+    /// Make it.
+    Create,
+    /// Change these settings, and leave those though they differ; nothing at all where both are empty.
+    Change(Vec<Difference>, Vec<Difference>),
+}
+
+/// A setting that is another one than is wanted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Difference {
+    /// Its name.
+    pub setting: String,
+    /// As it stands; null where it is absent.
+    pub is: Value,
+    /// As it is wanted.
+    pub wanted: Value,
 }
 
 /// Bounds that drop messages when lowered; unlimited is 0 or -1.
@@ -91,6 +147,13 @@ const BOUNDS: [&str; 3] = ["max_age", "max_bytes", HISTORY];
 const HISTORY: &str = "max_msgs_per_subject";
 /// What the server never lets change.
 const FIXED: [&str; 2] = ["retention", "storage"];
+
+fn settings_of(spec: &StreamSpec) -> Map<String, Value> {
+    match serde_json::to_value(spec).expect("a spec is a plain struct") {
+        Value::Object(settings) => settings,
+        _ => unreachable!("a struct serializes to an object"),
+    }
+}
 
 /// Lays `wanted` over `existing`. Returns what changed and what was left though it differs.
 fn overlay(existing: &mut Map<String, Value>, wanted: Map<String, Value>) -> (Vec<String>, Vec<String>) {
@@ -148,7 +211,7 @@ impl JetStream {
         stream: &str,
         change: impl FnOnce(&mut BTreeMap<String, String>),
     ) -> Result<(), ApiError> {
-        let Some(Info { mut config, .. }) = self.stream_info(stream).await? else { return Ok(()) };
+        let Some(StreamInfo { mut config, .. }) = self.stream_info(stream).await? else { return Ok(()) };
         let before = metadata(&config);
         let mut after = before.clone();
         change(&mut after);
@@ -167,12 +230,25 @@ impl JetStream {
         Ok(Subjects { counts: info.state.subjects.into_iter().collect(), total: info.total })
     }
 
-    async fn stream_info(&self, stream: &str) -> Result<Option<Info>, ApiError> {
+    /// Everything that the server says of a stream; `None` if there is none.
+    pub async fn stream_info(&self, stream: &str) -> Result<Option<StreamInfo>, ApiError> {
         match self.api(&format!("STREAM.INFO.{stream}"), &json!({})).await {
             Ok(info) => Ok(Some(info)),
             Err(error) if error.err_code() == Some(STREAM_NOT_FOUND) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// What [`Ensure::Upgrade`] would do to a stream that stands like this. Asks and changes nothing.
+    pub fn plan(spec: &StreamSpec, existing: Option<&StreamInfo>) -> Plan {
+        let Some(existing) = existing else { return Plan::Create };
+        let wanted = settings_of(spec);
+        let (changed, left) = overlay(&mut existing.config.clone(), wanted.clone());
+        let tell = |setting: String| {
+            let is = existing.config.get(&setting).cloned().unwrap_or(Value::Null);
+            Difference { is, wanted: wanted.get(&setting).cloned().unwrap_or(Value::Null), setting }
+        };
+        Plan::Change(changed.into_iter().map(tell).collect(), left.into_iter().map(tell).collect())
     }
 
     /// Makes one stream so. Idempotent, and safe beside others who do the same.
@@ -192,11 +268,8 @@ impl JetStream {
         if how == Ensure::Create {
             return Ok(Ensured::Unchanged(Vec::new()));
         }
-        let Value::Object(wanted) = serde_json::to_value(spec).expect("a spec is a plain struct") else {
-            unreachable!("a struct serializes to an object");
-        };
         let mut config = existing.config;
-        let (changed, left) = overlay(&mut config, wanted);
+        let (changed, left) = overlay(&mut config, settings_of(spec));
         if changed.is_empty() {
             return Ok(Ensured::Unchanged(left));
         }

@@ -45,6 +45,9 @@ pub struct AgentRecord {
     /// Room for attempts at once.
     #[serde(default)]
     pub slots: u32,
+    /// Of these, taken now; absent where nobody counts them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slots_taken: Option<u32>,
     /// What runs now, as `<queue>.<id>`; at most 64 are named.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub running: Vec<String>,

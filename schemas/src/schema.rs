@@ -2,7 +2,7 @@
 
 use schemars::{Schema, schema_for};
 
-use crate::{AgentRecord, DeadLetter, Explanation, QueueSettings, Task, TaskRecord, cancel, http};
+use crate::{AgentRecord, DeadLetter, DoctorReport, Explanation, QueueSettings, Task, TaskRecord, cancel, http};
 
 /// File name and schema of every message.
 pub fn all() -> Vec<(&'static str, Schema)> {
@@ -13,6 +13,7 @@ pub fn all() -> Vec<(&'static str, Schema)> {
         ("queue_settings.json", schema_for!(QueueSettings)),
         ("dead_letter.json", schema_for!(DeadLetter)),
         ("explanation.json", schema_for!(Explanation)),
+        ("doctor_report.json", schema_for!(DoctorReport)),
         ("cancel_request.json", schema_for!(cancel::CancelRequest)),
         ("cancel_reply.json", schema_for!(cancel::CancelReply)),
         ("drain_request.json", schema_for!(cancel::DrainRequest)),

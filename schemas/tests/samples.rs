@@ -8,16 +8,19 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use shoal_schemas::cancel::{CancelReply, CancelRequest, CordonReply, CordonRequest, DrainReply, DrainRequest};
 use shoal_schemas::http::{AgentBeat, AgentRegistration, Problem};
-use shoal_schemas::{AgentRecord, DeadLetter, Explanation, QueueSettings, Task, TaskRecord, schema, strict};
+use shoal_schemas::{
+    AgentRecord, DeadLetter, DoctorReport, Explanation, QueueSettings, Task, TaskRecord, schema, strict,
+};
 
 /// The name of a message is the start of its samples' names; the longest fitting one counts.
-const MESSAGES: [&str; 15] = [
+const MESSAGES: [&str; 16] = [
     "task_record",
     "task",
     "agent_record",
     "queue_settings",
     "dead_letter",
     "explanation",
+    "doctor_report",
     "cancel_request",
     "cancel_reply",
     "drain_request",
@@ -68,6 +71,7 @@ fn every_sample_reads_into_its_type_and_back_byte_for_byte() {
             "agent_record" => written::<AgentRecord>(&name, &text),
             "queue_settings" => written::<QueueSettings>(&name, &text),
             "dead_letter" => written::<DeadLetter>(&name, &text),
+            "doctor_report" => written::<DoctorReport>(&name, &text),
             "explanation" => written::<Explanation>(&name, &text),
             "cancel_request" => written::<CancelRequest>(&name, &text),
             "cancel_reply" => written::<CancelReply>(&name, &text),
@@ -135,8 +139,11 @@ fn every_field_and_every_word_of_every_message_is_in_a_sample() {
 /// Notes every property and every enum word of `schema` that none of `values` has.
 fn look(root: &Value, schema: &Value, values: &[&Value], path: &str, missing: &mut BTreeSet<String>) {
     if let Some(target) = schema.get("$ref").and_then(Value::as_str) {
-        // Codes have a table of their own, `docs/errors.md`; a task inside a record has its own samples.
-        if target.ends_with("/Code") || (path == "task_record.task" && target.ends_with("/Task")) {
+        // Codes have a table of their own, `docs/errors.md` and `docs/doctor.md`; a task inside a record has its own samples.
+        if target.ends_with("/Code")
+            || target.ends_with("/FindingCode")
+            || (path == "task_record.task" && target.ends_with("/Task"))
+        {
             return;
         }
         look(root, root.pointer(target.trim_start_matches('#')).unwrap(), values, path, missing);

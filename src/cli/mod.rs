@@ -11,6 +11,7 @@ pub mod config;
 pub mod containers;
 pub mod dead;
 pub mod dispatcher;
+pub mod doctor;
 pub mod explain;
 pub mod filter;
 pub mod get;
@@ -95,6 +96,8 @@ pub enum Command {
     /// The registry of workers
     #[command(subcommand)]
     Agents(agents::Agents),
+    /// Check the whole fleet and tell what is wrong, the worst first
+    Doctor(doctor::Doctor),
     /// Where settings come from
     #[command(subcommand)]
     Config(config::Config),
@@ -141,6 +144,7 @@ pub async fn run(invocation: Invocation) -> Result<Exit, Error> {
         Command::Dead(args) => dead::run(args, &on).await,
         Command::Queues(args) => queues::run(args, &on).await,
         Command::Agents(args) => agents::run(args, &on).await,
+        Command::Doctor(args) => doctor::run(args, &on).await,
         Command::Config(args) => Ok(config::run(&args, settings, file, global.output)),
         Command::Admin(args) => admin::run(args, &on).await,
         Command::Bench(args) => bench::run(args, &on).await,

@@ -8,6 +8,7 @@ mod cancel;
 mod cli;
 mod container;
 mod cordon;
+mod doctor;
 mod drain;
 mod examples;
 mod explain;

@@ -88,6 +88,11 @@ impl Nats {
         panic!("nats-server did not come back on port {}:\n{}", self.port, self.log());
     }
 
+    /// Where its monitoring is, as `http://…`.
+    pub fn monitor_address(&self) -> String {
+        self.monitor.clone()
+    }
+
     /// One page of the monitoring endpoint.
     pub async fn monitor(&self, path: &str) -> serde_json::Value {
         let (status, body) = http_get(&self.monitor, path).await.expect("the monitoring endpoint answers");

@@ -138,6 +138,7 @@ impl Heartbeat {
             labels: worker.config.labels.clone(),
             runtimes,
             slots: worker.slots.total() as u32,
+            slots_taken: Some(worker.slots.taken() as u32),
             running: worker.running.names(NAMED),
             running_count: worker.running.count() as u32,
             free,

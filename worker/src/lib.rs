@@ -4,6 +4,7 @@
 //! the only place that speaks to the server.
 
 pub mod attempt;
+pub mod census;
 mod clock;
 pub mod config;
 mod cordon;

@@ -124,6 +124,7 @@ fn info(worker: &Worker) -> Result<Bytes, ServiceError> {
     let said = worker.said.borrow().clone();
     let record = said.ok_or_else(|| ServiceError { status: "it has not beaten yet".into(), code: 503 })?;
     json(&AgentRecord {
+        slots_taken: Some(worker.slots.taken() as u32),
         running: worker.running.names(crate::heartbeat::NAMED),
         running_count: worker.running.count() as u32,
         last_fetch: worker.pulse.last_fetch(),

@@ -40,6 +40,11 @@ impl Slots {
         self.shared.free.load(Ordering::Acquire)
     }
 
+    /// How many are taken now.
+    pub fn taken(&self) -> usize {
+        self.total().saturating_sub(self.free())
+    }
+
     /// Takes one, if one is free.
     pub fn take(&self) -> Option<Slot> {
         self.shared

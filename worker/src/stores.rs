@@ -40,5 +40,10 @@ pub async fn read_settings(js: &JetStream, config: &Config, queue: &QueueName) -
 pub async fn fleet(js: &JetStream, config: &Config) -> Result<String, ApiError> {
     let stream = config.names.tasks_stream();
     let created = js.stream_created(&stream).await?.map_or(0, schemas::Timestamp::as_millis);
-    Ok(format!("{}-{created:x}", config.names.prefix()))
+    Ok(fleet_of(config.names.prefix(), created))
+}
+
+/// The same, of a fleet whose tasks' stream was made at `created`, in milliseconds since 1970.
+pub fn fleet_of(prefix: &schemas::Prefix, created: i64) -> String {
+    format!("{prefix}-{created:x}")
 }

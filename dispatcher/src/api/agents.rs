@@ -174,6 +174,7 @@ fn registered(given: AgentRegistration, before: Option<&AgentRecord>, peer: IpAd
         labels: given.labels,
         runtimes: given.runtimes,
         slots: given.slots.unwrap_or_default(),
+        slots_taken: None,
         running: Vec::new(),
         running_count: 0,
         free: None,

@@ -183,6 +183,7 @@ mod tests {
             labels: labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
             runtimes: Default::default(),
             slots: 0,
+            slots_taken: None,
             running: Vec::new(),
             running_count: 0,
             free: None,

@@ -5,6 +5,7 @@ mod agents;
 mod bulk;
 mod cancel;
 mod dead;
+pub mod doctor;
 pub mod documents;
 mod error;
 mod explain;

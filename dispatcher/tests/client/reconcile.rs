@@ -214,6 +214,7 @@ async fn beat(client: &Client, id: &str) {
         labels: Default::default(),
         runtimes: Default::default(),
         slots: 1,
+        slots_taken: None,
         running: Vec::new(),
         running_count: 0,
         free: None,

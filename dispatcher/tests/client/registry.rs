@@ -25,6 +25,7 @@ async fn beat(client: &Client, id: &str, status: AgentStatus, ago: Duration) {
         labels: Default::default(),
         runtimes: Default::default(),
         slots: 1,
+        slots_taken: None,
         running: Vec::new(),
         running_count: 0,
         free: None,

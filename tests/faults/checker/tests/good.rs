@@ -154,7 +154,13 @@ impl<'g> Run<'g> {
             let bytes = self.nonce.clone().into_bytes();
             let digest = format!("SHA-256={}", URL_SAFE.encode(Sha256::digest(&bytes)));
             let (path, of) = ("out.txt".to_owned(), StartId::new(start).unwrap());
-            self.record.artifacts.push(Artifact { path: path.clone(), start: of, bytes: bytes.len() as u64, digest });
+            self.record.artifacts.push(Artifact {
+                path: path.clone(),
+                start: of,
+                bytes: bytes.len() as u64,
+                digest,
+                more: Default::default(),
+            });
             self.history.artifacts.insert((self.key(), start.to_owned(), path), Ok(bytes));
         }
         let lines = self.plan.lines;

@@ -19,6 +19,7 @@
 
 mod attend;
 pub mod bare;
+pub mod census;
 mod core;
 mod create;
 pub mod credentials;

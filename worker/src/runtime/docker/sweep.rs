@@ -106,7 +106,7 @@ fn is_left(
 
 /// Whether a container has our labels only from its image: who commits one of ours to an image and runs that, runs a
 /// container of their own. One of ours has a start, or a life, that no image can know.
-async fn is_inherited(
+pub(super) async fn is_inherited(
     docker: &Docker,
     labels: Option<&HashMap<String, String>>,
     image: Option<&str>,
@@ -152,6 +152,6 @@ pub fn is_gone(error: &Error) -> bool {
     }
 }
 
-fn seconds(created: &Option<String>) -> Option<i64> {
+pub(super) fn seconds(created: &Option<String>) -> Option<i64> {
     created.as_deref()?.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_second)
 }
