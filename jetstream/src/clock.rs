@@ -76,7 +76,7 @@ mod tests {
 
     #[test]
     fn our_own_clock_counts_while_it_agrees() {
-        let at = |ms| Timestamp::from_millis(1_000_000_000_000 + ms);
+        let at = |ms: i64| Timestamp::from_millis(1_000_000_000_000 + ms);
         assert_eq!(judge(at(0), None), at(0));
         assert_eq!(judge(at(0), Some(at(900))), at(0));
         assert_eq!(judge(at(900), Some(at(0))), at(900));

@@ -107,6 +107,11 @@ pub enum AgentStatus {
     Newer(Word),
 }
 
+impl AgentStatus {
+    /// Every status of this version.
+    pub const ALL: [Self; 4] = [Self::Starting, Self::Ready, Self::Draining, Self::Offline];
+}
+
 impl std::fmt::Display for AgentStatus {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.pad(match self {

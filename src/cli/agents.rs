@@ -52,7 +52,7 @@ pub enum Agents {
 }
 
 fn status(word: &str) -> Result<AgentStatus, String> {
-    [AgentStatus::Starting, AgentStatus::Ready, AgentStatus::Draining, AgentStatus::Offline]
+    AgentStatus::ALL
         .into_iter()
         .find(|status| status.to_string() == word)
         .ok_or_else(|| "allowed is starting, ready, draining, offline".to_owned())

@@ -285,6 +285,7 @@ async fn a_holder_that_lost_its_lease_writes_the_dead_letter_that_whoever_ended_
     let script = "[ $(wc -l < $D/starts) -gt 1 ] && exit 3; sleep 120";
     let sequence = fleet.publish("default.a", &job.script(script)).await;
     fleet.in_state("default.a", State::Running).await;
+    job.started(1).await;
     frozen.freeze();
     // The next holder records `failed` and dies before the letter.
     let mut dies = fleet.worker("dies").fails_at("after_end_record").spawn();

@@ -36,6 +36,7 @@ mod security;
 mod setback;
 mod submit;
 #[path = "../support/mod.rs"]
+#[allow(dead_code, unused_imports, reason = "shared with the fault suite, which uses the rest")]
 mod support;
 mod up;
 mod upgrade;

@@ -91,6 +91,10 @@ pub struct AgentsQuery {
 
 /// Everyone who is wanted, as JSON.
 pub async fn list(api: &Api, query: &AgentsQuery) -> Result<Bytes, Failure> {
+    if let Some(AgentStatus::Newer(word)) = query.status {
+        let known = AgentStatus::ALL.map(|status| status.to_string()).join(", ");
+        return Err(Failure::argument("status", format!("`{word}` is no status; allowed is {known}")));
+    }
     let label = query.label.as_deref().map(|label| match label.split_once('=') {
         Some((name, value)) => (name, Some(value)),
         None => (label, None),

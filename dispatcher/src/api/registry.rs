@@ -191,6 +191,7 @@ mod tests {
             last_heartbeat: now,
             last_fetch: None,
             last_ack: None,
+            more: Default::default(),
         }
     }
 

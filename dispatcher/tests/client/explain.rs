@@ -204,6 +204,7 @@ async fn a_retry_tells_when_and_what_the_last_failure_was() {
         message: "no worker of the queue `default` runs `call` workloads now".into(),
         worker: AgentId::new("w-1").unwrap(),
         since: Timestamp::now(),
+        more: Default::default(),
     });
     hand.write(&record, written.revision).await;
     worker(&client, "w-1", AgentStatus::Ready, json!({"runtimes": {"process": {}}})).await;

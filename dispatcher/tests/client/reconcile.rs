@@ -223,6 +223,7 @@ async fn beat(client: &Client, id: &str) {
         last_heartbeat: now.plus(Duration::from_secs(3600)),
         last_fetch: None,
         last_ack: None,
+        more: Default::default(),
     };
     let mut value = serde_json::to_value(&agent).unwrap();
     value["from_a_newer_version"] = true.into();

@@ -33,6 +33,7 @@ async fn beat(client: &Client, id: &str, status: AgentStatus, ago: Duration) {
         last_heartbeat: at,
         last_fetch: None,
         last_ack: None,
+        more: Default::default(),
     };
     let subject = client.names.agent_subject(&record.id);
     client.js.publish(subject, HeaderMap::new(), serde_json::to_vec(&record).unwrap().into()).await.unwrap();
