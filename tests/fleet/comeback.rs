@@ -281,6 +281,32 @@ async fn a_short_task_writes_no_note() {
     assert_ne!(touched(), before, "a longer one does");
 }
 
+#[tokio::test]
+async fn a_task_that_kills_its_worker_at_every_boot_is_condemned_before_a_lease_ends() {
+    let fleet = Fleet::builder().ack_wait(FOREVER).env("SHOAL_LOST_LIMIT", "3").start().await;
+    let ledger = Ledger::watch(&fleet).await;
+    let job = fleet.job();
+    let script = "while [ ! -e $D/open ]; do sleep 0.02; done; kill -9 $(cat $D/worker)";
+    let sequence = fleet.publish("default.poison", &job.script(script)).await;
+    for boot in 1..=3 {
+        let mut worker = fleet.worker("w").spawn();
+        job.write("worker", &worker.pid().to_string());
+        job.started(boot).await;
+        noted(&fleet, "w", 1).await;
+        job.open();
+        assert_eq!(worker.wait().await.code, 128 + libc::SIGKILL);
+        std::fs::remove_file(job.folder().join("open")).expect("there");
+    }
+    let _worker = fleet.worker("w").start().await;
+    let record = fleet.run_ended("default.poison", sequence).await;
+    assert_eq!(record.state, State::Failed, "{record:?}");
+    assert_eq!(record.error.as_ref().expect("an error").code, Code::LostTooOften);
+    assert_eq!(job.starts(), 3);
+    fleet.dead_letter("default.poison").await;
+    ledger.caught_up(&fleet).await;
+    ledger.one_end("default.poison", sequence);
+}
+
 /// Lets a frozen process go on, whatever becomes of the test.
 struct Frozen(u32);
 
