@@ -6,6 +6,7 @@ mod bench;
 mod bulk;
 mod cancel;
 mod cli;
+mod comeback;
 mod container;
 mod cordon;
 mod doctor;

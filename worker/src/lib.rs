@@ -13,6 +13,7 @@ mod fail;
 mod folder;
 pub mod handlers;
 mod heartbeat;
+mod held;
 mod identity;
 pub mod image;
 mod intake;
@@ -101,15 +102,17 @@ pub async fn run(
 ) -> Result<(), WorkerError> {
     let identity = Identity::hold(&config.state_dir, config.id.as_ref())?;
     folder::sweep(&config.state_dir, &identity.id).map_err(WorkerError::Folders)?;
+    let held = held::Held::take_over(&config.state_dir, &identity.id).await;
     let js = JetStream::new(connection.client.clone());
     let queues = bind_queues(&js, &config).await?;
     clock::heed(&js, &config).await;
-    let (calls, runtimes) = allowed_runtimes(&js, &config, &identity).await?;
+    let (calls, runtimes) = allowed_runtimes(&js, &config, &identity, &held).await?;
     let worker = Arc::new(Worker {
         id: identity.id.clone(),
         instance: identity.instance.clone(),
         store: Store::new(js.clone(), config.names.clone(), config.records_kept),
         leases: Leases::new(js.clone()),
+        held,
         slots: Slots::new(config.slots),
         handlers,
         runtimes,
@@ -149,6 +152,7 @@ pub async fn run(
     for queue in &worker.queues {
         quarantine::sweep(&worker, queue, false).await;
     }
+    held::give_back(&worker).await;
     let consumers = worker.queues.iter().map(|queue| (queue.name.to_string(), queue.ack_wait()));
     let stream = worker.config.names.tasks_stream();
     let inbox = Pulls::open(&worker.js, stream, consumers).await.map_err(WorkerError::Inbox)?;
@@ -231,14 +235,23 @@ async fn bind_queues(js: &JetStream, config: &Config) -> Result<Vec<Queue>, Work
 type Runtimes = BTreeMap<&'static str, Arc<dyn Runtime>>;
 
 /// What this worker runs: whether `call`, and which runtimes.
-async fn allowed_runtimes(js: &JetStream, config: &Config, own: &Identity) -> Result<(bool, Runtimes), WorkerError> {
+async fn allowed_runtimes(
+    js: &JetStream,
+    config: &Config,
+    own: &Identity,
+    held: &held::Held,
+) -> Result<(bool, Runtimes), WorkerError> {
     const DEFAULT: [RuntimeName; 2] = [RuntimeName::Call, RuntimeName::Containers];
     let (mut calls, mut runtimes) = (false, Runtimes::new());
     for name in config.runtimes.as_deref().unwrap_or(&DEFAULT) {
         match name {
             RuntimeName::Call => calls = true,
             RuntimeName::Process => {
-                let process = ProcessConfig { guard: config.guard.clone(), ..ProcessConfig::new(own.id.as_str()) };
+                let process = ProcessConfig {
+                    guard: config.guard.clone(),
+                    lock: held.lock().map(Arc::new),
+                    ..ProcessConfig::new(own.id.as_str())
+                };
                 runtimes.insert("process", Arc::new(ProcessRuntime::new(process).await?));
             }
             RuntimeName::Docker | RuntimeName::Containers => {

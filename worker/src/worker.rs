@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::cordon::Cordon;
 use crate::handlers::Handlers;
+use crate::held::Held;
 use crate::nats::lease::Leases;
 use crate::nats::store::Store;
 use crate::placement::Looks;
@@ -34,6 +35,8 @@ pub struct Worker {
     pub store: Store,
     /// What it holds.
     pub leases: Arc<Leases>,
+    /// The same on disk, for its next boot.
+    pub held: Held,
     /// Room.
     pub slots: Slots,
     /// Functions of this program.

@@ -172,7 +172,10 @@ impl Runner<'_> {
                 fail::point("before_claim");
                 fence.trim();
                 match fence.write(|| self.lease.state() == Hold::Held).await {
-                    Written::Yes { revision, body } => self.worker.store.tell(&key, revision, body).await,
+                    Written::Yes { revision, body } => {
+                        self.note(&fence);
+                        self.worker.store.tell(&key, revision, body).await;
+                    }
                     // Somebody wrote in between: judge again by what stands now.
                     Written::Superseded | Written::Ended(_) => continue,
                     Written::GaveUp => return None,
@@ -372,6 +375,7 @@ impl Runner<'_> {
     async fn claimed(&mut self, key: &TaskKey, fence: &Fence, written: Written) -> Option<Event> {
         match written {
             Written::Yes { revision, body } => {
+                self.note(fence);
                 fail::point("after_claim");
                 if self.lease.state() == Hold::Lapsed {
                     self.lease.reclaimed();
@@ -383,6 +387,11 @@ impl Runner<'_> {
             Written::Superseded | Written::Ended(_) => Some(Event::Stop(Why::Superseded)),
             Written::GaveUp => Some(Event::Stop(Why::LeaseLost)),
         }
+    }
+
+    /// The record says `running` for this start: so that the next boot of this worker knows, should we be killed.
+    fn note(&self, fence: &Fence) {
+        self.lease.note(&self.worker.held, &fence.record, self.kind.unwrap_or_default());
     }
 
     /// Listens for cancels of this task while it runs.

@@ -43,20 +43,36 @@ pub enum Verdict {
     Term(String),
 }
 
+/// What a reply subject of JetStream's tells of its delivery.
+#[derive(Debug)]
+pub struct Origin<'a> {
+    /// The stream.
+    pub stream: &'a str,
+    /// Sequence in the stream.
+    pub sequence: u64,
+    count: u64,
+    nanos: u64,
+}
+
+/// Reads a reply subject; `None` if it is none of JetStream's.
+pub fn origin(reply: &str) -> Option<Origin<'_>> {
+    let tokens: Vec<&str> = reply.split('.').collect();
+    // `$JS.ACK.<stream>.<consumer>.<count>.<stream seq>.<consumer seq>.<time>.<pending>`, or with domain and account
+    // behind `ACK` and perhaps a token at the end (v2).
+    let at = match tokens.len() {
+        9 => 4,
+        11.. => 6,
+        _ => return None,
+    };
+    let number = |at: usize| tokens.get(at)?.parse::<u64>().ok();
+    Some(Origin { stream: tokens[at - 2], count: number(at)?, sequence: number(at + 1)?, nanos: number(at + 3)? })
+}
+
 impl Delivery {
     /// Reads a delivery; `None` if its reply subject is none of JetStream's.
     pub fn read(message: Message, queue: usize, epoch: u64) -> Option<Self> {
         let reply = message.reply?;
-        let tokens: Vec<&str> = reply.split('.').collect();
-        // `$JS.ACK.<stream>.<consumer>.<count>.<stream seq>.<consumer seq>.<time>.<pending>`, or with domain and account
-        // behind `ACK` and perhaps a token at the end (v2).
-        let at = match tokens.len() {
-            9 => 4,
-            11.. => 6,
-            _ => return None,
-        };
-        let number = |at: usize| tokens.get(at)?.parse::<u64>().ok();
-        let (count, sequence, nanos) = (number(at)?, number(at + 1)?, number(at + 3)?);
+        let Origin { count, sequence, nanos, .. } = origin(&reply)?;
         Some(Self {
             count,
             sequence,

@@ -11,9 +11,11 @@ use std::time::{Duration, Instant};
 use async_nats::Subject;
 use bytes::Bytes;
 use jetstream::JetStream;
+use schemas::record::TaskRecord;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::held::{Held, Note};
 use crate::nats::delivery::Delivery;
 
 /// Whether a delivery is still ours.
@@ -66,12 +68,21 @@ struct Entry {
     /// Whether a lapsed lease lets the workload go on.
     goes_on: bool,
     hold: watch::Sender<Hold>,
+    /// Tells the next boot of this worker.
+    note: Option<Note>,
 }
 
 impl Entry {
     /// When the workload must be gone unless this is renewed; `None` if it may go on without.
     fn until(&self) -> Option<Instant> {
         (!self.goes_on).then(|| self.renewed + self.ack_wait - margin(self.ack_wait))
+    }
+
+    /// What is written down names its newest delivery.
+    fn follow(&mut self) {
+        if let Some(note) = &mut self.note {
+            note.follow(&self.reply);
+        }
     }
 }
 
@@ -116,7 +127,8 @@ impl Leases {
         let hold = watch::Sender::new(Hold::Held);
         let lease = Lease { leases: self.clone(), number, hold: hold.subscribe() };
         let reply = delivery.reply.clone();
-        let entry = Entry { reply, queue: delivery.queue, ack_wait, renewed: delivery.received, goes_on, hold };
+        let entry =
+            Entry { reply, queue: delivery.queue, ack_wait, renewed: delivery.received, goes_on, hold, note: None };
         let sooner = {
             let mut entries = self.entries();
             let shortest = self.shortest.swap_min(ack_wait, entries.is_empty());
@@ -249,6 +261,21 @@ impl Lease {
         self.hold.mark_unchanged();
     }
 
+    /// Writes down for the next boot that the last start of `record` holds it, until this is dropped.
+    pub fn note(&self, held: &Held, record: &TaskRecord, kind: &str) {
+        // Not in the way of the other leases: it writes a file.
+        let Some(reply) = self.reply() else { return };
+        let noted = |entry: &Entry| entry.note.is_some();
+        if self.leases.entries().get(&self.number).is_none_or(noted) {
+            return;
+        }
+        let note = held.note(record, kind, &reply);
+        if let Some(entry) = self.leases.entries().get_mut(&self.number) {
+            entry.note = note;
+            entry.follow();
+        }
+    }
+
     /// Its number, by which a later delivery finds it.
     pub fn number(&self) -> u64 {
         self.number
@@ -270,11 +297,14 @@ pub fn adopt(leases: &Leases, number: u64, delivery: &Delivery) {
     if let Some(entry) = leases.entries().get_mut(&number) {
         entry.reply = delivery.reply.clone();
         entry.renewed = delivery.received;
+        entry.follow();
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.leases.entries().remove(&self.number);
+        let ended = self.leases.entries().remove(&self.number);
+        // Its note goes with it, out of the way of the others.
+        drop(ended);
     }
 }

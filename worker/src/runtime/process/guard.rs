@@ -44,6 +44,8 @@ struct Guard {
     settling: Vec<(u64, OwnedFd)>,
     /// There were strays when last looked for.
     strays: bool,
+    /// Kept open until nothing is left: who waits for that sees it by a lock on it.
+    _lock: Option<OwnedFd>,
 }
 
 impl Guard {
@@ -60,14 +62,23 @@ impl Guard {
         }
         let control = take_stdin()?;
         std::env::set_current_dir("/")?;
-        let (hello, files) = wire::receive::<ToGuard>(&control)?.ok_or(io::ErrorKind::UnexpectedEof)?;
+        let (hello, mut files) = wire::receive::<ToGuard>(&control)?.ok_or(io::ErrorKind::UnexpectedEof)?;
         let (ToGuard::Hello, Some(file)) = (hello, files.first()) else {
             return Err(io::ErrorKind::InvalidData.into());
         };
         let lease = Lease::map(file)?;
+        let lock = (files.len() > 1).then(|| files.swap_remove(1));
         wire::send(&control, &wire::READY, &[])?;
         let signals = signals::follow(&[libc::SIGCHLD])?;
-        Ok(Self { control, lease, signals, shepherds: HashMap::new(), settling: Vec::new(), strays: false })
+        Ok(Self {
+            control,
+            lease,
+            signals,
+            shepherds: HashMap::new(),
+            settling: Vec::new(),
+            strays: false,
+            _lock: lock,
+        })
     }
 
     fn run(mut self) -> io::Result<()> {

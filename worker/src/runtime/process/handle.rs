@@ -14,7 +14,7 @@ use tokio::net::UnixDatagram;
 use tokio::process::{Child, Command};
 
 use super::wire::{self, FromShepherd, Packet, ToGuard, ToShepherd};
-use super::{GuardCommand, ProcessRuntimeError};
+use super::{ProcessConfig, ProcessRuntimeError};
 
 /// How long a guard may take to say that it is ready. Only a loaded machine needs more than milliseconds.
 const READY_WITHIN: Duration = Duration::from_secs(20);
@@ -28,7 +28,8 @@ pub(super) struct Guard {
 
 impl Guard {
     /// Starts one and waits until it is ready.
-    pub(super) async fn start(command: &GuardCommand, lease: &OwnedFd) -> Result<Self, ProcessRuntimeError> {
+    pub(super) async fn start(config: &ProcessConfig, lease: &OwnedFd) -> Result<Self, ProcessRuntimeError> {
+        let command = &config.guard;
         let error = |source| ProcessRuntimeError::Guard { program: command.program.clone(), source };
         let ready = async {
             let (here, there) = wire::pair()?;
@@ -41,7 +42,8 @@ impl Guard {
                 .stdout(Stdio::null())
                 .spawn()?;
             let socket = Socket::new(here)?;
-            socket.send(&Packet::new(&ToGuard::Hello)?, &[lease.as_fd()]).await?;
+            let files: Vec<_> = [Some(lease), config.lock.as_deref()].into_iter().flatten().map(AsFd::as_fd).collect();
+            socket.send(&Packet::new(&ToGuard::Hello)?, &files).await?;
             match socket.receive::<String>().await? {
                 Some(word) if word == wire::READY => {}
                 Some(_) => return Err(io::ErrorKind::InvalidData.into()),

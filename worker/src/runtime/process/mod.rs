@@ -40,7 +40,9 @@ mod tree;
 mod wire;
 
 use std::ffi::OsString;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 pub use guard::guard_main;
 pub use runtime::ProcessRuntime;
@@ -60,12 +62,16 @@ pub struct ProcessConfig {
     /// Whether the jobs of a worker that is not root may gain privileges by setuid programs such as `sudo`. The
     /// worker cannot kill what runs as root, so such a job may survive it.
     pub allow_setuid: bool,
+    /// Kept open by the guard until nothing of the jobs is left, also once the worker is gone: with a lock on it, it shows
+    /// others when that is.
+    pub lock: Option<Arc<OwnedFd>>,
 }
 
 impl ProcessConfig {
     /// The usual settings: this program is the guard too.
     pub fn new(name: impl Into<String>) -> Self {
-        Self { guard: GuardCommand::this_program(), name: name.into(), cgroups: true, allow_setuid: false }
+        let guard = GuardCommand::this_program();
+        Self { guard, name: name.into(), cgroups: true, allow_setuid: false, lock: None }
     }
 }
 

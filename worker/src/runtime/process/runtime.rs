@@ -63,7 +63,7 @@ impl ProcessRuntime {
     /// Starts the guard, sweeps what dead workers left in control groups, and claims its own.
     pub async fn new(config: ProcessConfig) -> Result<Self, ProcessRuntimeError> {
         let (lease, lease_file) = Lease::create().map_err(ProcessRuntimeError::Lease)?;
-        let guard = Guard::start(&config.guard, &lease_file).await?;
+        let guard = Guard::start(&config, &lease_file).await?;
         let name = config.cgroups.then(|| config.name.clone());
         let claim = move || name.map_or_else(Cgroups::none, |name| Cgroups::claim(&name));
         let cgroups = tokio::task::spawn_blocking(claim).await.unwrap_or_else(|_| Cgroups::none());
@@ -184,7 +184,7 @@ impl ProcessRuntime {
             return taken.map_err(|source| no_shepherd(source.into()));
         }
         tracing::warn!("the guard of the process runtime was killed; starting another");
-        let guard = Guard::start(&self.config.guard, &self.lease_file).await.map_err(|e| no_shepherd(e.into()))?;
+        let guard = Guard::start(&self.config, &self.lease_file).await.map_err(|e| no_shepherd(e.into()))?;
         let guard = Arc::new(guard);
         let shepherd = guard.shepherd().map_err(|source| no_shepherd(source.into()));
         self.pool.lock().guard = Some(guard);
