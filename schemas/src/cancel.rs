@@ -1,8 +1,9 @@
-//! The request to the holder of a running task: `shoal.cancel.<queue>.<id>`, and to a worker: drain, cordon.
+//! The request to the holder of a running task: `shoal.cancel.<queue>.<id>`, and to a worker: drain, cordon, holds.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::ids::{QueueName, TaskId};
 use crate::time::HumanDuration;
 
 /// Stop this run. The durable part is the flag in the record; this only makes it quick.
@@ -59,4 +60,25 @@ pub struct CordonReply {
     pub cordoned: bool,
     /// How many attempts it still runs.
     pub running: u32,
+}
+
+/// Do you still hold this run: `shoal.control.<agent>.holds`. Asked by a worker that was handed what another's record says
+/// runs there: a leader of a cluster that has just taken over may not know of renewals.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HoldsRequest {
+    /// Queue of the task.
+    pub queue: QueueName,
+    /// Its id.
+    pub id: TaskId,
+    /// Which run of it.
+    pub sequence: u64,
+    /// Which boot of the worker it was given to.
+    pub instance: String,
+}
+
+/// What the worker says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HoldsReply {
+    /// Whether it runs it and has renewed its lease in time.
+    pub holds: bool,
 }

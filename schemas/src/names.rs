@@ -171,6 +171,11 @@ impl Names {
         format!("{}.control.{agent}.cordon", self.prefix)
     }
 
+    /// Core request whether a worker still holds a run: `shoal.control.<agent>.holds`.
+    pub fn holds_subject(&self, agent: &AgentId) -> String {
+        format!("{}.control.{agent}.holds", self.prefix)
+    }
+
     /// Core request for a worker's record, fresh: `shoal.control.<agent>.info`.
     pub fn info_subject(&self, agent: &AgentId) -> String {
         format!("{}.control.{agent}.info", self.prefix)

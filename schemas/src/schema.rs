@@ -20,6 +20,8 @@ pub fn all() -> Vec<(&'static str, Schema)> {
         ("drain_reply.json", schema_for!(cancel::DrainReply)),
         ("cordon_request.json", schema_for!(cancel::CordonRequest)),
         ("cordon_reply.json", schema_for!(cancel::CordonReply)),
+        ("holds_request.json", schema_for!(cancel::HoldsRequest)),
+        ("holds_reply.json", schema_for!(cancel::HoldsReply)),
         ("agent_registration.json", schema_for!(http::AgentRegistration)),
         ("agent_beat.json", schema_for!(http::AgentBeat)),
         ("problem.json", schema_for!(http::Problem)),

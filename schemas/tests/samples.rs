@@ -6,14 +6,16 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use shoal_schemas::cancel::{CancelReply, CancelRequest, CordonReply, CordonRequest, DrainReply, DrainRequest};
+use shoal_schemas::cancel::{
+    CancelReply, CancelRequest, CordonReply, CordonRequest, DrainReply, DrainRequest, HoldsReply, HoldsRequest,
+};
 use shoal_schemas::http::{AgentBeat, AgentRegistration, Problem};
 use shoal_schemas::{
     AgentRecord, DeadLetter, DoctorReport, Explanation, QueueSettings, Task, TaskRecord, schema, strict,
 };
 
 /// The name of a message is the start of its samples' names; the longest fitting one counts.
-const MESSAGES: [&str; 16] = [
+const MESSAGES: [&str; 18] = [
     "task_record",
     "task",
     "agent_record",
@@ -27,6 +29,8 @@ const MESSAGES: [&str; 16] = [
     "drain_reply",
     "cordon_request",
     "cordon_reply",
+    "holds_request",
+    "holds_reply",
     "agent_registration",
     "agent_beat",
     "problem",
@@ -79,6 +83,8 @@ fn every_sample_reads_into_its_type_and_back_byte_for_byte() {
             "drain_reply" => written::<DrainReply>(&name, &text),
             "cordon_request" => written::<CordonRequest>(&name, &text),
             "cordon_reply" => written::<CordonReply>(&name, &text),
+            "holds_request" => written::<HoldsRequest>(&name, &text),
+            "holds_reply" => written::<HoldsReply>(&name, &text),
             "agent_registration" => written::<AgentRegistration>(&name, &text),
             "agent_beat" => written::<AgentBeat>(&name, &text),
             "problem" => written::<Problem>(&name, &text),

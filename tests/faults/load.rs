@@ -203,8 +203,9 @@ impl Load {
              work() {{ n=$1; while [ $n -gt 0 ]; do sleep 0.1; say alive; n=$((n-1)); done; }}\n\
              read S </proc/sys/kernel/random/uuid\nsay begin\n\
              i=1; while [ $i -le {lines} ]; do echo $i; i=$((i+1)); done\n\
-             printf \"$NONCE:$S\" > $SHOAL_RESULT_FILE\n{keep}{then}\n",
-            keep = if artifact { "printf $NONCE > out.txt\n" } else { "" },
+             keep() {{ until printf \"$1\" > \"$2\"; do sleep 0.2; done 2>/dev/null; }}\n\
+             keep \"$NONCE:$S\" \"$SHOAL_RESULT_FILE\"\n{artifact}{then}\n",
+            artifact = if artifact { "keep $NONCE out.txt\n" } else { "" },
         );
         let env = json!({"NONCE": nonce, "MARK": self.mark});
         let mut task = match kind {

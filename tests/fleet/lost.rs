@@ -3,7 +3,7 @@
 use futures_util::StreamExt;
 use schemas::{AgentStatus, Code, Outcome, State};
 
-use crate::support::{Fleet, Ledger, With, in_time, noop, process_runs};
+use crate::support::{Fleet, Ledger, With, eventually, in_time, noop, process_runs};
 
 #[tokio::test]
 async fn a_killed_worker_gives_its_task_to_another() {
@@ -252,5 +252,44 @@ async fn five_rolling_restarts_of_all_workers_condemn_nobody() {
         assert!(fleet.dead(&key).await.is_empty());
         ledger.caught_up(&fleet).await;
         ledger.one_end(&key, sequence);
+    }
+}
+
+/// As after a server's death or a change of leaders in a cluster, which forget who holds what.
+#[tokio::test]
+async fn what_is_handed_out_again_while_its_holder_lives_is_left_to_it() {
+    let fleet = Fleet::builder().ack_wait("30s").start().await;
+    let _holder = fleet.worker("holder").slots(2).start().await;
+    let jobs = [fleet.job(), fleet.job()];
+    let tasks = [jobs[0].gated(""), jobs[1].gated("").with("on_lost", "fail")];
+    let mut sequences = Vec::new();
+    for (n, task) in tasks.iter().enumerate() {
+        sequences.push(fleet.publish(&format!("default.t-{n}"), task).await);
+        jobs[n].started(1).await;
+        fleet.in_state(&format!("default.t-{n}"), State::Running).await;
+    }
+    // With all its slots taken the holder pulls nothing, so the other gets both.
+    let mut other = fleet.worker("other").slots(2).spawn();
+    other.ready().await;
+    fleet.stream("SHOAL_TASKS").await.delete_consumer("default").await.expect("deleted");
+    eventually("both are out again", async || {
+        let stream = fleet.stream("SHOAL_TASKS").await;
+        let consumer = stream.get_consumer::<async_nats::jetstream::consumer::pull::Config>("default").await;
+        match consumer.map_err(|e| e.to_string())?.cached_info().delivered.consumer_sequence {
+            2.. => Ok(()),
+            n => Err(format!("{n} deliveries")),
+        }
+    })
+    .await;
+    eventually("the other left them to their holder", async || match other.stderr().matches("left to it").count() {
+        2 => Ok(()),
+        n => Err(format!("{n} were left")),
+    })
+    .await;
+    jobs.iter().for_each(crate::support::Job::open);
+    for (n, job) in jobs.iter().enumerate() {
+        let record = fleet.run_ended(&format!("default.t-{n}"), sequences[n]).await;
+        assert_eq!((record.state, record.attempts.len(), job.starts()), (State::Succeeded, 1, 1), "{record:?}");
+        fleet.message_gone(&format!("default.t-{n}")).await;
     }
 }

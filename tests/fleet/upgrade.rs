@@ -28,6 +28,8 @@ async fn newer_record(fleet: &Fleet, key: &str, sequence: u64, state: &str) -> V
     let id: TaskKey = key.parse().expect("a key");
     let message = fleet.message(key).await.expect("its message is there");
     let task: Value = serde_json::from_slice(&message.payload).expect("a task");
+    // A run is its sequence and the moment when it was stored.
+    let stored_at = schemas::Timestamp::from_millis((message.time.unix_timestamp_nanos() / 1_000_000) as i64);
     let attempt = |outcome: &str| {
         json!({
             "start": format!("newer{}", outcome.replace('_', "")), "worker": "w-newer", "instance": "i9", "outcome": outcome,
@@ -41,7 +43,7 @@ async fn newer_record(fleet: &Fleet, key: &str, sequence: u64, state: &str) -> V
     }
     json!({
         "id": id.id, "queue": id.queue, "sequence": sequence, "state": state, "task": task, "attempts": attempts,
-        "submitted_at": "2026-11-20T10:00:00.000Z", "tomorrow": tomorrow(),
+        "submitted_at": stored_at.to_string(), "tomorrow": tomorrow(),
     })
 }
 

@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::attempt::holder;
 use crate::cordon;
 use crate::worker::Worker;
 
@@ -28,6 +29,8 @@ enum Verb {
     Cordon,
     /// Its record, as it stands now: `shoal.control.<agent>.info`.
     Info,
+    /// Whether it still holds a run: `shoal.control.<agent>.holds`.
+    Holds,
 }
 
 /// The endpoint that bears the counts.
@@ -51,6 +54,7 @@ pub async fn run(worker: Arc<Worker>, wish: watch::Sender<Option<Duration>>, sto
             Verb::Drain => drain(&worker, &request, &wish),
             Verb::Cordon => asked(&request).and_then(|asked| json(&cordon::obey(&worker, asked))),
             Verb::Info => info(&worker),
+            Verb::Holds => read(&request).and_then(|asked| json(&holder::holds(&worker, &asked))),
         };
         if let Err(error) = request.respond(answer).await {
             tracing::debug!(?verb, %error, "not answered");
@@ -81,10 +85,12 @@ async fn start(worker: &Arc<Worker>) -> Result<(Service, Requests), async_nats::
     let drain = service.endpoint_builder().name("drain").add(names.drain_subject(&worker.id)).await?;
     let cordon = service.endpoint_builder().name("cordon").add(names.cordon_subject(&worker.id)).await?;
     let info = service.endpoint_builder().name(INFO).add(names.info_subject(&worker.id)).await?;
+    let holds = service.endpoint_builder().name("holds").add(names.holds_subject(&worker.id)).await?;
     let requests = futures_util::stream::select_all([
         drain.map(|request| (Verb::Drain, request)).boxed(),
         cordon.map(|request| (Verb::Cordon, request)).boxed(),
         info.map(|request| (Verb::Info, request)).boxed(),
+        holds.map(|request| (Verb::Holds, request)).boxed(),
     ]);
     Ok((service, requests.boxed()))
 }
@@ -109,8 +115,13 @@ fn asked<T: Default + DeserializeOwned>(request: &Request) -> Result<T, ServiceE
     let body = &request.message.payload;
     match body.is_empty() {
         true => Ok(T::default()),
-        false => serde_json::from_slice(body).map_err(|error| ServiceError { status: error.to_string(), code: 400 }),
+        false => read(request),
     }
+}
+
+fn read<T: DeserializeOwned>(request: &Request) -> Result<T, ServiceError> {
+    let body = &request.message.payload;
+    serde_json::from_slice(body).map_err(|error| ServiceError { status: error.to_string(), code: 400 })
 }
 
 fn drain(worker: &Worker, request: &Request, wish: &watch::Sender<Option<Duration>>) -> Result<Bytes, ServiceError> {

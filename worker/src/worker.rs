@@ -175,6 +175,12 @@ impl Running {
         self.runs().len()
     }
 
+    /// The lease of a run in this worker's hands.
+    pub fn lease(&self, key: &TaskKey, sequence: u64) -> Option<u64> {
+        let runs = self.runs();
+        runs.iter().find(|((own, number, _), _)| own == key && *number == sequence).map(|(_, lease)| *lease)
+    }
+
     /// Some of them by name.
     pub fn names(&self, most: usize) -> Vec<String> {
         self.runs().keys().take(most).map(|(key, _, _)| key.to_string()).collect()

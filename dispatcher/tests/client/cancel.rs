@@ -139,7 +139,7 @@ async fn a_silent_holder_is_ended_by_the_canceller_after_the_grace() {
         (end, record.state, record.attempts[0].outcome),
         (CancelEnd::Cancelled, State::Cancelled, Outcome::Cancelled)
     );
-    assert!(took >= Duration::from_millis(5_500) && took < Duration::from_secs(8), "{took:?}");
+    assert!(took >= Duration::from_secs(5) && took < Duration::from_secs(8), "{took:?}");
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 pub mod admit;
 mod ending;
 pub mod fence;
+pub mod holder;
 #[cfg(test)]
 mod model;
 pub mod phase;

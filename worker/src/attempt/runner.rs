@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use crate::attempt::admit::{Admission, Facts, admit_in_order};
 use crate::attempt::ending::ending_error;
 use crate::attempt::fence::{Fence, Written, claim_is_due};
+use crate::attempt::holder;
 use crate::attempt::phase::{Event, Phase, Why};
 use crate::attempt::workload::{self, Work};
 use crate::logs::Activity;
@@ -124,6 +125,13 @@ impl Runner<'_> {
                     Ok(read) => read,
                     Err(verdict) => return verdict,
                 };
+                if order == Order::Same
+                    && let Some(record) = &standing.record
+                    && Box::pin(holder::still_holds(self.worker, record)).await
+                {
+                    tracing::info!(task = %key, "handed to us while its holder lives and renews; left to it");
+                    return None;
+                }
             }
             let now = self.worker.js.now();
             let facts = Facts { sequence: self.delivery.sequence, lost_before: self.lost_before(now), once, now };

@@ -141,6 +141,14 @@ impl Leases {
         lease
     }
 
+    /// Whether the lease with this number is ours at this very moment, whenever the loop last looked.
+    pub fn is_held(&self, number: u64) -> bool {
+        self.entries().get(&number).is_some_and(|entry| {
+            let until = entry.renewed + entry.ack_wait - margin(entry.ack_wait);
+            *entry.hold.borrow() == Hold::Held && Instant::now() < until
+        })
+    }
+
     /// Renews until `stop`. One loop a worker.
     pub async fn keep(self: Arc<Self>, stop: CancellationToken) {
         let mut last_beat = Instant::now();

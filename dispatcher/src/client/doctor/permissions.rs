@@ -83,6 +83,7 @@ impl Role {
                     kv(names.records_bucket()),
                     kv(names.agents_bucket()),
                     format!("{prefix}.events.>"),
+                    format!("{prefix}.control.*.holds"),
                     names.logs_subjects(),
                     names.dead_subjects(),
                     format!("$O.{}.>", names.artifacts_bucket()),
@@ -99,6 +100,9 @@ impl Role {
                 publish.extend([read(&tasks), read(&records), read(&agents), read(&queues)].concat());
                 publish.extend([
                     format!("$JS.API.STREAM.MSG.DELETE.{tasks}"),
+                    // Notes of what a store lost, and consumers that hand out no more.
+                    format!("$JS.API.STREAM.UPDATE.{tasks}"),
+                    format!("$JS.API.CONSUMER.DELETE.{tasks}.*"),
                     format!("$JS.API.CONSUMER.CREATE.{tasks}.>"),
                     format!("$JS.API.CONSUMER.LIST.{tasks}"),
                     format!("$JS.API.CONSUMER.PAUSE.{tasks}.*"),

@@ -1,0 +1,70 @@
+//! The other holder of a run that was handed to us: whether it still holds it.
+//!
+//! A delivery to us while the record says that it runs elsewhere mostly means that the lease there is over. Not always: a
+//! server forgets what it handed out in the moments before it is killed, and a leader that takes over in a cluster does not
+//! know of renewals. The other is asked then. If it holds the run, by its own clock of the lease, our delivery is left
+//! alone: acks, renewals and naks are matched by the sequence, so it stays the other's, whose next renewal prolongs it.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use schemas::cancel::{HoldsReply, HoldsRequest};
+use schemas::record::{Attempt, TaskRecord};
+use schemas::{Outcome, State, TaskKey};
+
+use crate::worker::Worker;
+
+/// A worker that lives answers in a millisecond; one that does not is not waited for longer than this.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The attempt that another boot of a worker runs by this record. Pure.
+fn elsewhere<'r>(record: &'r TaskRecord, own_instance: &str) -> Option<&'r Attempt> {
+    let last = record.attempts.last()?;
+    let runs = record.state == State::Running && last.outcome == Outcome::Running;
+    (runs && last.instance.as_deref().is_some_and(|instance| instance != own_instance)).then_some(last)
+}
+
+/// Whether the worker that runs this by its record says that it does.
+pub(super) async fn still_holds(worker: &Worker, record: &TaskRecord) -> bool {
+    let Some(attempt) = elsewhere(record, &worker.instance) else { return false };
+    let (Some(holder), Some(instance)) = (&attempt.worker, &attempt.instance) else { return false };
+    let (queue, id) = (record.queue.clone(), record.id.clone());
+    let asked = HoldsRequest { queue, id, sequence: record.sequence, instance: instance.clone() };
+    let body: Bytes = serde_json::to_vec(&asked).expect("our own types are JSON").into();
+    // Nobody there, no answer in time, one that is no yes: its lease is over.
+    let subject = worker.config.names.holds_subject(holder);
+    match worker.js.request_within(&subject, body, PATIENCE).await {
+        Ok(reply) => serde_json::from_slice::<HoldsReply>(&reply.payload).is_ok_and(|reply| reply.holds),
+        Err(_) => false,
+    }
+}
+
+/// The answer to another's question.
+pub fn holds(worker: &Worker, asked: &HoldsRequest) -> HoldsReply {
+    let task = TaskKey::new(asked.queue.clone(), asked.id.clone());
+    let lease = worker.running.lease(&task, asked.sequence);
+    let holds = asked.instance == worker.instance && lease.is_some_and(|lease| worker.leases.is_held(lease));
+    HoldsReply { holds }
+}
+
+#[cfg(test)]
+mod tests {
+    use schemas::Timestamp;
+
+    use super::*;
+
+    #[test]
+    fn only_what_runs_on_another_boot_is_asked_about() {
+        let key = "q.a".parse().unwrap();
+        let mut record = TaskRecord::new(&key, 1, State::Running, Timestamp::from_millis(0));
+        assert!(elsewhere(&record, "us").is_none(), "nobody has it");
+        record.attempts.push(Attempt { instance: Some("them".into()), ..Attempt::new(Outcome::Running) });
+        assert!(elsewhere(&record, "us").is_some());
+        assert!(elsewhere(&record, "them").is_none(), "it is ours");
+        record.state = State::Retrying;
+        assert!(elsewhere(&record, "us").is_none(), "it waits");
+        record.state = State::Running;
+        record.attempts[0].outcome = Outcome::Lost;
+        assert!(elsewhere(&record, "us").is_none(), "it is over");
+    }
+}
