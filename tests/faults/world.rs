@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use crate::history::Fault;
 use crate::support::{
-    Client, Cluster, Engine, Fleet, Nats, OwnEngine, Program, Proxy, SmallDisk, Weather, eventually, random_word,
+    Client, Cluster, Engine, Fleet, Nats, OwnEngine, Program, Proxy, SmallDisk, Weather, eventually, old_binary,
+    random_word,
 };
 
 /// Megabytes of a small disk: room for the server's streams of a short round.
@@ -194,6 +195,10 @@ impl World {
             .drain_grace("3s")
             .env("SHOAL_NATS_URL", &lines.join(","))
             .env("SHOAL_SWEEP_EVERY", "5s");
+        // Every other worker is of the older build, where one is given.
+        if n % 2 == 1 && fail_point.is_none() {
+            builder = builder.binary(&old_binary());
+        }
         if let Some(point) = fail_point {
             builder = builder.fails_at(point);
         }
