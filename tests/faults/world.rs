@@ -143,8 +143,8 @@ impl World {
         for n in 0..world.shape.workers {
             world.start_worker(n, None).await;
         }
-        for _ in 0..2 {
-            let dispatcher = world.start_dispatcher().await;
+        for n in 0..2 {
+            let dispatcher = world.start_dispatcher(n).await;
             world.dispatchers.push(dispatcher);
         }
         world
@@ -160,9 +160,12 @@ impl World {
         Client::connect(&self.fleet.url(), "shoal").await
     }
 
-    /// A dispatcher that is ready.
-    pub async fn start_dispatcher(&self) -> Program {
-        self.fleet.dispatcher(&[]).await.0
+    /// A dispatcher that is ready; every other one is of the older build, where one is given.
+    pub async fn start_dispatcher(&self, n: usize) -> Program {
+        match n % 2 {
+            1 => self.fleet.dispatcher_of(&old_binary(), &[]).await.0,
+            _ => self.fleet.dispatcher(&[]).await.0,
+        }
     }
 
     async fn add_worker(&mut self, n: usize) {
@@ -243,7 +246,7 @@ impl World {
         }
         for n in 0..self.dispatchers.len() {
             if self.dispatchers[n].try_wait().is_some() {
-                self.dispatchers[n] = self.start_dispatcher().await;
+                self.dispatchers[n] = self.start_dispatcher(n).await;
             }
         }
     }
