@@ -20,7 +20,7 @@ test:
 	    $(CARGO) test --workspace --features fail-points; \
 	fi
 
-# Faults for as long as wanted; see tests/faults/soak.rs for what else can be set (SHOAL_SOAK_RATE, _LEASE, _FAULTS, _KEEP).
+# Faults for as long as wanted; see tests/faults/soak.rs for what else can be set (SHOAL_SOAK_RATE, _LEASE, _WORLDS, _FAULTS, _KEEP).
 soak:
 	scripts/setup tests
 	scripts/engine

@@ -6,6 +6,7 @@
 //! | `SHOAL_SOAK_SEED` | of the first round, the next ones count up from it; random and printed if absent |
 //! | `SHOAL_SOAK_RATE` | tasks submitted a second; 60 if absent |
 //! | `SHOAL_SOAK_LEASE` | seconds of ack wait; 15 if absent, as in a fleet |
+//! | `SHOAL_SOAK_WORLDS` | `plain`, `cluster`, `disks`, `engine`, `crowd`, with commas: only these |
 //! | `SHOAL_SOAK_FAULTS` | names of troubles with commas: only these |
 //! | `SHOAL_SOAK_REPORT` | file for the report as JSON |
 //! | `SHOAL_SOAK_KEEP` | folder for the logs of all programs |
@@ -24,7 +25,7 @@ fn number(name: &str) -> Option<u64> {
 }
 
 /// Which worlds there are, and what happens in each. The first is the most usual, so it comes as often as all others.
-fn shapes(lease: Duration) -> Vec<(Shape, Vec<Trouble>)> {
+fn shapes(lease: Duration) -> Vec<(&'static str, Shape, Vec<Trouble>)> {
     let plain = Shape {
         cluster: false,
         workers: 4,
@@ -38,12 +39,12 @@ fn shapes(lease: Duration) -> Vec<(Shape, Vec<Trouble>)> {
     let engine = Shape { containers: Containers::Own, ..plain.clone() };
     let crowd = Shape { workers: 8, slots: 3, ..plain.clone() };
     vec![
-        (plain, Trouble::ONE.to_vec()),
-        (cluster, [&Trouble::CLUSTER[..], &[Trouble::KillWorker, Trouble::FreezeWorker]].concat()),
-        (disks, [&Trouble::DISKS[..], &[Trouble::KillServer, Trouble::KillWorker]].concat()),
-        (engine, [&Trouble::ENGINE[..], &[Trouble::KillWorker]].concat()),
+        ("plain", plain, Trouble::ONE.to_vec()),
+        ("cluster", cluster, [&Trouble::CLUSTER[..], &[Trouble::KillWorker, Trouble::FreezeWorker]].concat()),
+        ("disks", disks, [&Trouble::DISKS[..], &[Trouble::KillServer, Trouble::KillWorker]].concat()),
+        ("engine", engine, [&Trouble::ENGINE[..], &[Trouble::KillWorker]].concat()),
         // From none to eight workers and back under load.
-        (crowd, [Trouble::Churn, Trouble::KillWorker, Trouble::RestartWorker, Trouble::Churn].to_vec()),
+        ("crowd", crowd, [Trouble::Churn, Trouble::KillWorker, Trouble::RestartWorker, Trouble::Churn].to_vec()),
     ]
 }
 
@@ -53,16 +54,18 @@ async fn soak() {
     let (seconds, rate) = (number("SECONDS").unwrap_or(600), number("RATE").unwrap_or(60));
     let lease = Duration::from_secs(number("LEASE").unwrap_or(15));
     let seed = number("SEED").unwrap_or_else(|| u64::from(rand::random::<u32>()));
+    let worlds = std::env::var("SHOAL_SOAK_WORLDS").unwrap_or_default();
     let only = std::env::var("SHOAL_SOAK_FAULTS").unwrap_or_default();
     let wanted = |trouble: &Trouble| only.is_empty() || only.split(',').any(|name| name == trouble.name());
     eprintln!("SEED={seed}");
     let (began, mut report) = (Instant::now(), Report::new(seed));
     let shapes: Vec<_> = shapes(lease)
         .into_iter()
-        .map(|(shape, troubles)| (shape, troubles.into_iter().filter(wanted).collect::<Vec<_>>()))
+        .filter(|(world, ..)| worlds.is_empty() || worlds.split(',').any(|name| name == *world))
+        .map(|(_, shape, troubles)| (shape, troubles.into_iter().filter(wanted).collect::<Vec<_>>()))
         .filter(|(_, troubles)| !troubles.is_empty())
         .collect();
-    assert!(!shapes.is_empty(), "FAULTS={only} names no trouble");
+    assert!(!shapes.is_empty(), "SHOAL_SOAK_WORLDS={worlds} and SHOAL_SOAK_FAULTS={only} leave nothing to do");
     let mut round_seed = seed;
     while began.elapsed() < Duration::from_secs(seconds) {
         let mut dice = Dice::new(round_seed, "shape");
