@@ -299,6 +299,15 @@ mod tests {
     }
 
     #[test]
+    fn a_longer_history_is_left_but_for_the_lock_of_a_work_queue() {
+        let history = |retention: &str, kept: i64| map(json!({"retention": retention, "max_msgs_per_subject": kept}));
+        let (changed, left) = overlay(&mut history("limits", 50), history("limits", 1));
+        assert_eq!((changed.len(), left), (0, vec!["max_msgs_per_subject".to_owned()]));
+        let (changed, left) = overlay(&mut history("workqueue", -1), history("workqueue", 1));
+        assert_eq!((changed, left.len()), (vec!["max_msgs_per_subject".to_owned()], 0));
+    }
+
+    #[test]
     fn an_absent_setting_is_its_default() {
         let (changed, left) = overlay(&mut Map::new(), map(json!({"max_age": 0, "max_msg_size": -1})));
         assert_eq!((changed.len(), left.len()), (0, 0));

@@ -163,7 +163,7 @@ impl Load {
                 let mut planned = self.job(key, kind, Deed::Work(0, 3), 1, false, false);
                 let wrong = ["shoal-test/there-is-none:1", "shoal-test/busybox@sha256:abc"];
                 let mut task: Value = serde_json::from_slice(&planned.body).expect("our own");
-                let image = *self.dice.one_of(&wrong[..1]);
+                let image = *self.dice.one_of(&wrong);
                 task["workload"]["image"] = image.into();
                 task["workload"]["pull"] = "never".into();
                 planned.body = task.to_string().into_bytes();

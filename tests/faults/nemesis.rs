@@ -273,7 +273,7 @@ impl Nemesis {
             Trouble::KillDispatcher => {
                 let n = self.dice.between(0, world.dispatchers.len() as u64) as usize;
                 world.dispatchers[n].kill().await;
-                world.dispatchers[n] = world.start_dispatcher().await;
+                world.dispatchers[n] = world.start_dispatcher(n).await;
             }
         }
         fault.until = now();

@@ -36,11 +36,14 @@ fn shapes(lease: Duration) -> Vec<(Shape, Vec<Trouble>)> {
     let cluster = Shape { cluster: true, ..plain.clone() };
     let disks = Shape { small_disks: true, ..plain.clone() };
     let engine = Shape { containers: Containers::Own, ..plain.clone() };
+    let crowd = Shape { workers: 8, slots: 3, ..plain.clone() };
     vec![
         (plain, Trouble::ONE.to_vec()),
         (cluster, [&Trouble::CLUSTER[..], &[Trouble::KillWorker, Trouble::FreezeWorker]].concat()),
         (disks, [&Trouble::DISKS[..], &[Trouble::KillServer, Trouble::KillWorker]].concat()),
         (engine, [&Trouble::ENGINE[..], &[Trouble::KillWorker]].concat()),
+        // From none to eight workers and back under load.
+        (crowd, [Trouble::Churn, Trouble::KillWorker, Trouble::RestartWorker, Trouble::Churn].to_vec()),
     ]
 }
 

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use crate::history::Fault;
 use crate::support::{
-    Client, Cluster, Engine, Fleet, Nats, OwnEngine, Program, Proxy, SmallDisk, Weather, eventually, random_word,
+    Client, Cluster, Engine, Fleet, Nats, OwnEngine, Program, Proxy, SmallDisk, Weather, eventually, old_binary,
+    random_word,
 };
 
 /// Megabytes of a small disk: room for the server's streams of a short round.
@@ -142,8 +143,8 @@ impl World {
         for n in 0..world.shape.workers {
             world.start_worker(n, None).await;
         }
-        for _ in 0..2 {
-            let dispatcher = world.start_dispatcher().await;
+        for n in 0..2 {
+            let dispatcher = world.start_dispatcher(n).await;
             world.dispatchers.push(dispatcher);
         }
         world
@@ -159,9 +160,12 @@ impl World {
         Client::connect(&self.fleet.url(), "shoal").await
     }
 
-    /// A dispatcher that is ready.
-    pub async fn start_dispatcher(&self) -> Program {
-        self.fleet.dispatcher(&[]).await.0
+    /// A dispatcher that is ready; every other one is of the older build, where one is given.
+    pub async fn start_dispatcher(&self, n: usize) -> Program {
+        match n % 2 {
+            1 => self.fleet.dispatcher_of(&old_binary(), &[]).await.0,
+            _ => self.fleet.dispatcher(&[]).await.0,
+        }
     }
 
     async fn add_worker(&mut self, n: usize) {
@@ -194,6 +198,10 @@ impl World {
             .drain_grace("3s")
             .env("SHOAL_NATS_URL", &lines.join(","))
             .env("SHOAL_SWEEP_EVERY", "5s");
+        // Every other worker is of the older build, where one is given.
+        if n % 2 == 1 && fail_point.is_none() {
+            builder = builder.binary(&old_binary());
+        }
         if let Some(point) = fail_point {
             builder = builder.fails_at(point);
         }
@@ -238,7 +246,7 @@ impl World {
         }
         for n in 0..self.dispatchers.len() {
             if self.dispatchers[n].try_wait().is_some() {
-                self.dispatchers[n] = self.start_dispatcher().await;
+                self.dispatchers[n] = self.start_dispatcher(n).await;
             }
         }
     }

@@ -52,6 +52,18 @@ struct Queue {
     not_before: Option<Instant>,
 }
 
+impl Queue {
+    /// Drops pulls that can bring nothing any more. Whether they leave nothing open though something was still owed: their
+    /// last word is lost, or it comes too late to be known (we were frozen), and whoever waits for it must not.
+    fn drop_overdue(&mut self) -> bool {
+        let longest = self.expires + PATIENCE;
+        self.open.retain(|_, pull| pull.at.elapsed() <= longest);
+        let owed = self.credits > 0;
+        self.credits = self.credits.min(self.open.values().map(|pull| pull.asked).sum());
+        owed && self.credits == 0
+    }
+}
+
 /// One open pull.
 struct Pull {
     asked: usize,
@@ -253,11 +265,12 @@ impl Pulls {
             let this = &mut self.queues[queue];
             // A pull that was served in full ends without a word, and one whose leader is gone without any; by now none of
             // these can bring anything.
-            if thorough {
-                let longest = this.expires + PATIENCE;
-                this.open.retain(|_, pull| pull.at.elapsed() <= longest);
-                this.credits = this.credits.min(this.open.values().map(|pull| pull.asked).sum());
+            if thorough && this.drop_overdue() {
+                self.forget(queue);
+                forgotten = true;
+                continue;
             }
+            let this = &mut self.queues[queue];
             if this.credits > 0 {
                 // Two missed heartbeats and some, as the protocol has it.
                 let due = this.heard + this.heartbeat * 3;
@@ -292,4 +305,34 @@ async fn open_inbox(js: &JetStream) -> Result<(String, Subscriber), ApiError> {
     let subscribed = js.client().subscribe(subject.clone()).await;
     let subscriber = subscribed.map_err(|error| ApiError::Failed { subject, why: error.to_string() })?;
     Ok((inbox, subscriber))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pull_whose_last_word_is_overdue_is_told_as_forgotten_and_only_if_it_owed_something() {
+        let ago = |seconds| Instant::now().checked_sub(Duration::from_secs(seconds)).expect("it runs for longer");
+        let queue = |credits, ages: &[u64]| Queue {
+            consumer: "q".into(),
+            expires: Duration::from_secs(1),
+            heartbeat: Duration::from_millis(500),
+            credits,
+            open: ages.iter().map(|age| (*age, Pull { asked: 2, at: ago(*age), waits: false })).collect(),
+            heard: Instant::now(),
+            asked: None,
+            not_before: None,
+        };
+        // A look that was under way when the process was frozen: nobody else would ever end it.
+        let mut frozen = queue(2, &[60]);
+        assert!(frozen.drop_overdue());
+        assert!(frozen.open.is_empty() && frozen.credits == 0);
+        // Served in full, which ends without a word.
+        assert!(!queue(0, &[60]).drop_overdue());
+        // Another is still open.
+        let mut both = queue(4, &[60, 0]);
+        assert!(!both.drop_overdue());
+        assert_eq!((both.open.len(), both.credits), (1, 2));
+    }
 }
