@@ -44,6 +44,12 @@ fn judge(ours: Timestamp, theirs: Option<Timestamp>) -> Timestamp {
     theirs.filter(|theirs| apart(ours, *theirs) > TOLERANCE).unwrap_or(ours)
 }
 
+/// The server's present, where it said `ts` somewhere within the last `took`, which a busy server makes long: our own as
+/// far as that agrees, else the nearest that it may be.
+fn present(ours: Timestamp, ts: Timestamp, took: Duration) -> Timestamp {
+    ours.clamp(ts, ts.plus(took))
+}
+
 #[derive(Deserialize)]
 struct Info {
     /// Absent before 2.10.
@@ -63,8 +69,7 @@ impl JetStream {
         let asked = Instant::now();
         let Info { ts } = self.api(&format!("STREAM.INFO.{stream}"), &json!({})).await?;
         let Some(ts) = ts else { return Ok(Duration::ZERO) };
-        // It was said somewhere between question and answer.
-        let server = ts.plus(asked.elapsed() / 2);
+        let server = present(Timestamp::now(), ts, asked.elapsed());
         self.clock.set(Anchor { server, heard: Instant::now() });
         Ok(apart(Timestamp::now(), server))
     }
@@ -82,5 +87,18 @@ mod tests {
         assert_eq!(judge(at(900), Some(at(0))), at(900));
         assert_eq!(judge(at(3_600_000), Some(at(0))), at(0));
         assert_eq!(judge(at(0), Some(at(3_600_000))), at(3_600_000));
+    }
+
+    #[test]
+    fn an_answer_that_took_long_makes_no_good_clock_wrong() {
+        let at = |ms: i64| Timestamp::from_millis(1_000_000_000_000 + ms);
+        let took = Duration::from_secs(8);
+        // Said just before it came, right after the question, or in between.
+        for ts in [0, -8_000, -3_000, 500, -8_500] {
+            let server = present(at(0), at(ts), took);
+            assert_eq!(judge(at(0), Some(server)), at(0), "{ts}");
+        }
+        assert_eq!(present(at(3_600_000), at(0), took), at(8_000));
+        assert_eq!(present(at(0), at(3_600_000), took), at(3_600_000));
     }
 }

@@ -1,5 +1,7 @@
 //! What a store of the server has lost, as it is noted on the stream of tasks: `nats stream info` shows it.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::time::Timestamp;
@@ -54,6 +56,17 @@ pub fn add(losses: &mut Vec<Loss>, new: Loss) {
     losses.drain(..surplus);
 }
 
+/// Moves what `notes` tell to what was read, beside all that was read before: whatever was told once is not told again.
+/// Returns what they told.
+pub fn mark_read(notes: &mut BTreeMap<String, String>) -> Vec<Loss> {
+    let Some(note) = notes.remove(LOSS) else { return Vec::new() };
+    let told = read(Some(&note));
+    let mut before = read(notes.get(LOSS_READ));
+    told.iter().for_each(|loss| add(&mut before, loss.clone()));
+    notes.insert(LOSS_READ.into(), write(&before));
+    told
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,5 +90,18 @@ mod tests {
             add(&mut losses, loss(n * 2 * ONE_MS, "A", 1, 0));
         }
         assert_eq!(losses.len(), KEPT);
+    }
+
+    #[test]
+    fn what_was_read_once_stays_read() {
+        let mut notes = BTreeMap::new();
+        assert!(mark_read(&mut notes).is_empty() && notes.is_empty());
+        let (first, second) = (loss(0, "A", 100, 50), loss(2 * ONE_MS, "A", 60, 40));
+        for told in [&first, &second] {
+            notes.insert(LOSS.into(), write(std::slice::from_ref(told)));
+            assert_eq!(mark_read(&mut notes), std::slice::from_ref(told));
+        }
+        assert_eq!(read(notes.get(LOSS_READ)), [first, second]);
+        assert!(!notes.contains_key(LOSS));
     }
 }

@@ -255,6 +255,17 @@ async fn standard_input_is_given_and_closed() {
 }
 
 #[tokio::test]
+async fn a_state_folder_may_be_named_from_where_the_worker_is_started() {
+    let fleet = Fleet::start().await;
+    let here = std::env::current_dir().expect("a current folder");
+    let up: String = here.components().skip(1).map(|_| "../").collect();
+    let relative = format!("{up}{}", fleet.folder().join("named").display().to_string().trim_start_matches('/'));
+    let _worker = fleet.worker("w").env("SHOAL_STATE_DIR", &relative).start().await;
+    let record = fleet.run("default.a", &shell("pwd > /dev/null")).await;
+    assert_eq!(record.state, State::Succeeded, "{record:?}");
+}
+
+#[tokio::test]
 async fn a_job_has_a_work_folder_of_its_own_that_goes_with_it() {
     let (fleet, _worker) = fleet().await;
     let mut folders = Vec::new();

@@ -94,12 +94,14 @@ pub enum WorkerError {
 
 /// Runs a worker until it is told to stop. `ready` is told once the server answers its pulls.
 pub async fn run(
-    config: Config,
+    mut config: Config,
     connection: Connection,
     handlers: Handlers,
     stop: Stop,
     ready: oneshot::Sender<AgentId>,
 ) -> Result<(), WorkerError> {
+    // Jobs begin in folders below it, and who starts them stands elsewhere.
+    config.state_dir = std::path::absolute(&config.state_dir).map_err(WorkerError::Folders)?;
     let identity = Identity::hold(&config.state_dir, config.id.as_ref())?;
     folder::sweep(&config.state_dir, &identity.id).map_err(WorkerError::Folders)?;
     let held = held::Held::take_over(&config.state_dir, &identity.id).await;

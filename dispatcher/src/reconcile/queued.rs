@@ -22,6 +22,8 @@ const REMEMBERED: usize = 100_000;
 const BODIES: usize = 32 << 20;
 /// Remembered tasks looked after in one turn: those whose message is gone are forgotten.
 const AT_ONCE: usize = 500;
+/// No more than about so many bytes are read for it, for a look at a message reads all of it.
+const BYTES_AT_ONCE: usize = 4 << 20;
 /// Between the two looks that condemn a task.
 const SECOND_LOOK: Duration = Duration::from_secs(1);
 
@@ -49,6 +51,15 @@ impl Memory {
         if let Some(gone) = self.tasks.remove(&run) {
             self.bodies -= gone.task.map_or(0, |task| task.len());
         }
+    }
+
+    /// Forgets what a queue's consumer has behind itself and settled. `floors`: by queue.
+    fn settled(&mut self, floors: &BTreeMap<String, u64>) {
+        let behind = |(run, waiting): &(&Run, &Waiting)| {
+            floors.get(waiting.key.queue.as_str()).is_some_and(|floor| run.0 <= *floor)
+        };
+        let gone: Vec<Run> = self.tasks.iter().filter(behind).map(|(run, _)| *run).collect();
+        gone.into_iter().for_each(|run| self.forget(run));
     }
 }
 
@@ -85,15 +96,29 @@ impl Queued {
         range.take(most).map(|(run, waiting)| (*run, waiting.clone())).collect()
     }
 
-    /// Forgets some of those whose message is gone, as every message goes once its task has ended; nothing if the link is
-    /// not in `epoch` any more, for then they may have gone with the store.
+    /// Forgets those that are settled, and some of those whose message is gone otherwise; nothing if the link is not in
+    /// `epoch` any more, for then they may have gone with the store.
     pub async fn tidy(&self, watch: &Watch, epoch: u64) -> Result<(), ClientError> {
+        if self.memory().tasks.is_empty() {
+            return Ok(());
+        }
+        let consumers = watch.js.consumers(&watch.names.tasks_stream()).await?;
+        let floors = consumers.into_iter().map(|consumer| (consumer.name, consumer.ack_floor.stream_seq)).collect();
+        if watch.connection.link.borrow().epoch != epoch {
+            return Ok(());
+        }
+        self.memory().settled(&floors);
         let from = self.memory().looked.map_or(Bound::Unbounded, Bound::Excluded);
         let some = self.some(from, AT_ONCE);
-        let mut gone = Vec::new();
+        let (mut gone, mut bytes, mut looked) = (Vec::new(), 0, 0);
         for (run, waiting) in &some {
-            if !is_there(watch, *run, waiting).await? {
-                gone.push(*run);
+            match message(watch, *run, waiting).await? {
+                Some(message) => bytes += message.payload.len(),
+                None => gone.push(*run),
+            }
+            looked += 1;
+            if bytes >= BYTES_AT_ONCE {
+                break;
             }
         }
         if watch.connection.link.borrow().epoch != epoch {
@@ -101,7 +126,8 @@ impl Queued {
         }
         let mut memory = self.memory();
         gone.into_iter().for_each(|run| memory.forget(run));
-        memory.looked = some.last().filter(|_| some.len() == AT_ONCE).map(|(run, _)| *run);
+        let to_the_end = looked == some.len() && looked < AT_ONCE;
+        memory.looked = some.get(..looked).and_then(<[_]>::last).filter(|_| !to_the_end).map(|(run, _)| *run);
         Ok(())
     }
 
@@ -136,10 +162,19 @@ impl Queued {
 }
 
 /// Whether the message of this very run is in the stream, as its leader says.
-async fn is_there(watch: &Watch, (sequence, stored_at): Run, waiting: &Waiting) -> Result<bool, ClientError> {
+async fn is_there(watch: &Watch, run: Run, waiting: &Waiting) -> Result<bool, ClientError> {
+    Ok(message(watch, run, waiting).await?.is_some())
+}
+
+/// The message of this very run, as the stream's leader has it.
+async fn message(
+    watch: &Watch,
+    (sequence, stored_at): Run,
+    waiting: &Waiting,
+) -> Result<Option<StoredMessage>, ClientError> {
     let message = watch.js.at(&watch.names.tasks_stream(), sequence).await?;
     let subject = watch.names.task_subject(&waiting.key);
-    Ok(message.is_some_and(|message| message.stored_at == stored_at && message.subject == subject))
+    Ok(message.filter(|message| message.stored_at == stored_at && message.subject == subject))
 }
 
 /// The revision to write over, if neither a record nor a message tells of this run or of a later one.
@@ -191,6 +226,18 @@ mod tests {
             headers: async_nats::HeaderMap::new(),
             payload: vec![b'x'; bytes].into(),
         }
+    }
+
+    #[test]
+    fn what_a_consumer_has_settled_is_forgotten_and_no_other_queue_of_it() {
+        let queued = Queued::default();
+        for (n, key) in [(1, "q.a"), (2, "q.b"), (3, "q.c"), (1, "other.a")] {
+            let stored_at = Timestamp::from_millis(if key == "other.a" { 1 } else { 0 });
+            queued.remember(key.parse().unwrap(), &StoredMessage { stored_at, ..message(n, 10) });
+        }
+        queued.memory().settled(&[("q".to_owned(), 2), ("third".to_owned(), 9)].into());
+        let left: Vec<String> = queued.memory().tasks.values().map(|waiting| waiting.key.to_string()).collect();
+        assert_eq!((left, queued.memory().bodies), (vec!["other.a".to_owned(), "q.c".to_owned()], 20));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::time::Duration;
 use jetstream::{STREAM_NOT_FOUND, StreamLook};
 use schemas::{Timestamp, loss};
 use serde::Deserialize;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Queued, Rhythm, Watch};
@@ -54,6 +55,8 @@ struct Memory {
     server: String,
     /// A loss was noticed, and the tasks that it took were not looked for yet.
     unsearched: bool,
+    /// When what is remembered of queued tasks was last tidied.
+    tidied: Option<Instant>,
 }
 
 /// The one field of a record that matters here.
@@ -99,7 +102,14 @@ async fn turn(watch: &Watch, queued: &Queued, memory: &mut Memory) -> Result<(),
     let (suspicions, seen) = look(watch, memory).await?;
     if suspicions.is_empty() {
         (memory.tasks, memory.records) = seen;
-        return if memory.unsearched { search(watch, queued, memory).await } else { queued.tidy(watch, epoch).await };
+        if memory.unsearched {
+            return search(watch, queued, memory).await;
+        }
+        if memory.tidied.is_none_or(|at| at.elapsed() >= watch.every) {
+            queued.tidy(watch, epoch).await?;
+            memory.tidied = Some(Instant::now());
+        }
+        return Ok(());
     }
     tokio::time::sleep(SECOND_LOOK).await;
     let (again, seen) = look(watch, memory).await?;

@@ -138,12 +138,7 @@ pub async fn ensure(
 /// what was told is not noted again.
 pub async fn clear_loss(js: &JetStream, names: &Names) -> Result<Vec<Loss>, TopologyError> {
     let mut told = Vec::new();
-    let change = |notes: &mut std::collections::BTreeMap<String, String>| {
-        if let Some(note) = notes.remove(loss::LOSS) {
-            told = loss::read(Some(&note));
-            notes.insert(loss::LOSS_READ.into(), note);
-        }
-    };
+    let change = |notes: &mut _| told = loss::mark_read(notes);
     let stream = names.tasks_stream();
     js.change_metadata(&stream, change)
         .await

@@ -53,6 +53,20 @@ async fn a_healthy_fleet_under_load_has_no_findings() {
 }
 
 #[tokio::test]
+async fn a_worker_in_a_flood_has_lost_no_slot() {
+    let fleet = Fleet::start().await;
+    let _worker = fleet.worker("w").slots(256).start().await;
+    fleet.shoal(&["queues", "pause", "default"]).await.ok();
+    let tasks: Vec<_> = (0..30_000).map(|n| (format!("default.t{n}"), noop())).collect();
+    fleet.publish_all(&tasks).await;
+    fleet.shoal(&["queues", "resume", "default"]).await.ok();
+    let report = examine_with(&fleet, &[], &[("SHOAL_DOCTOR_WAIT", "1s")]).await;
+    assert_eq!(codes(&report), [("no_dispatcher", "fleet shoal")], "{report}");
+    let left = fleet.stream("SHOAL_TASKS").await.cached_info().state.messages;
+    assert!(left > 0, "the flood was over before doctor was");
+}
+
+#[tokio::test]
 async fn a_worker_that_comes_drains_or_is_cordoned_is_no_finding() {
     let fleet = Fleet::start().await;
     let _dispatcher = fleet.dispatcher(&[]).await;
