@@ -7,7 +7,6 @@
 //! by compare-and-set at the revision that was read: a worker that writes its end meanwhile wins.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use jetstream::JetStream;
 use schemas::{Code, Names, Outcome, State, TaskError, TaskKey, Timestamp, header};
@@ -22,8 +21,6 @@ use crate::client::record::{self, Recorded, Written};
 const REMEMBERED: usize = 200_000;
 /// Unfinished records looked at in one turn, so that a fleet with many long tasks is not read all at once.
 const AT_ONCE: usize = 1_000;
-/// Between the two looks that condemn a record.
-const SECOND_LOOK: Duration = Duration::from_secs(1);
 /// The pause between two looks at a task that runs well grows up to so many turns.
 const SELDOM: u32 = 6;
 
@@ -108,7 +105,7 @@ async fn turn(watch: &Watch, memory: &mut Memory) -> Result<(), ClientError> {
     if suspects.is_empty() {
         return Ok(());
     }
-    tokio::time::sleep(SECOND_LOOK).await;
+    super::settled(watch).await?;
     for (key, revision) in suspects {
         let Some(candidate) = memory.unfinished.get_mut(&key) else { continue };
         if watch.connection.link.borrow().epoch != epoch {
@@ -218,6 +215,8 @@ async fn end(js: &JetStream, names: &Names, recorded: Box<Recorded>) -> Result<(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn key(n: u32) -> TaskKey {

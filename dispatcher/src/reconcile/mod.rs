@@ -71,6 +71,26 @@ pub async fn run(watch: Watch, stop: CancellationToken) -> Result<(), Dispatcher
     ended
 }
 
+/// Between the two looks that condemn a task.
+const SECOND_LOOK: Duration = Duration::from_secs(1);
+/// The same in a cluster: a leader that was cut off from the others goes on answering for about ten seconds.
+const CUT_OFF_LEADER: Duration = Duration::from_secs(12);
+
+/// Waits until what the leader of the tasks says can be believed: over one connection, and in a cluster for longer than a
+/// leader answers that is none any more.
+async fn settled(watch: &Watch) -> Result<(), ClientError> {
+    let info = watch.js.stream_info(&watch.names.tasks_stream()).await?;
+    let clustered = info.is_some_and(|info| info.cluster.name.is_some());
+    let pause = if clustered { CUT_OFF_LEADER } else { SECOND_LOOK };
+    loop {
+        let link = *watch.connection.link.borrow();
+        tokio::time::sleep(pause).await;
+        if link.connected && link == *watch.connection.link.borrow() {
+            return Ok(());
+        }
+    }
+}
+
 /// The rhythm of a duty: the first look at once but never in step with other dispatchers, then every `every`.
 struct Rhythm {
     ticks: tokio::time::Interval,

@@ -5,7 +5,6 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
 
 use bytes::Bytes;
 use jetstream::StoredMessage;
@@ -24,8 +23,6 @@ const BODIES: usize = 32 << 20;
 const AT_ONCE: usize = 500;
 /// No more than about so many bytes are read for it, for a look at a message reads all of it.
 const BYTES_AT_ONCE: usize = 4 << 20;
-/// Between the two looks that condemn a task.
-const SECOND_LOOK: Duration = Duration::from_secs(1);
 
 /// One queued task.
 #[derive(Clone, Debug)]
@@ -147,7 +144,7 @@ impl Queued {
         if missing.is_empty() {
             return Ok(0);
         }
-        tokio::time::sleep(SECOND_LOOK).await;
+        super::settled(watch).await?;
         let mut lost = 0;
         for (run, waiting) in missing {
             if !is_there(watch, run, &waiting).await?
