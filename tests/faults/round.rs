@@ -115,8 +115,8 @@ async fn submit_all(
                     under_way.extend(load.next().into_iter().map(|planned| submitter::submit(client, planned)));
                 }
             }
-            Some((submission, cancel)) = under_way.next() => {
-                submissions.push(submission);
+            Some((told, cancel)) = under_way.next() => {
+                submissions.extend(told);
                 cancels.extend(cancel);
             }
             else => break,

@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use async_nats::HeaderMap;
-use schemas::header;
+use async_nats::jetstream::stream::LastRawMessageErrorKind;
+use schemas::{TaskRecord, header};
 use serde_json::{Value, json};
 
 use crate::history::{Answer, Cancel, Submission};
@@ -28,31 +29,37 @@ enum Told {
     Nothing,
 }
 
-/// Submits one task in its manner and cancels it if that is its manner.
-pub async fn submit(client: &Client, planned: Planned) -> (Submission, Option<Cancel>) {
+/// Submits one task in its manner and cancels it if that is its manner. A storm is as many tries of one submission, which
+/// all have to be told the same.
+pub async fn submit(client: &Client, planned: Planned) -> (Vec<Submission>, Option<Cancel>) {
     let sent_at = now();
     let Planned { nonce, key, plan, body, manner } = planned;
-    let answer = match manner {
-        Manner::Plain | Manner::Cancelled(_) => one(client, &nonce, &key, &body).await,
+    let answers = match manner {
+        Manner::Plain | Manner::Cancelled(_) => vec![one(client, &nonce, &key, &body).await],
         Manner::Storm(n) => {
             let all = (0..n).map(|_| one(client, &nonce, &key, &body));
-            let answers = futures_util::future::join_all(all).await;
-            let accepted = answers.iter().find(|answer| matches!(answer, Answer::Accepted(_)));
-            // All are tries of one submission, so all that were accepted must have been told one sequence.
-            let sequences = answers.iter().filter(|answer| matches!(answer, Answer::Accepted(_)));
-            assert!(sequences.clone().all(|one| Some(one) == accepted), "a storm of {key} got {answers:?}");
-            *accepted.unwrap_or(answers.last().expect("one at least"))
+            futures_util::future::join_all(all).await
         }
     };
-    let submission = Submission { nonce, key, plan, body, answer, sent_at, answered_at: now() };
-    let cancel = match (manner, answer) {
+    let answered_at = now();
+    let told = |answer: Answer| Submission {
+        nonce: nonce.clone(),
+        key: key.clone(),
+        plan,
+        body: body.clone(),
+        answer,
+        sent_at,
+        answered_at,
+    };
+    let submissions: Vec<Submission> = answers.iter().copied().map(told).collect();
+    let cancel = match (manner, answers[0]) {
         (Manner::Cancelled(after), Answer::Accepted(sequence)) => {
             tokio::time::sleep(Duration::from_millis(after)).await;
-            Some(cancel(client, &submission, sequence).await)
+            Some(cancel(client, &submissions[0], sequence).await)
         }
         _ => None,
     };
-    (submission, cancel)
+    (submissions, cancel)
 }
 
 /// Tries until there is an answer.
@@ -78,10 +85,12 @@ async fn one(client: &Client, nonce: &str, key: &str, body: &[u8]) -> Answer {
                 None => unanswered = true,
             },
         }
-        if unanswered {
-            // The server forgets the ids of finished tasks when it restarts: look before the next try.
-            if let Some(Some(sequence)) = recorded(client, key, nonce).await {
-                return Answer::Accepted(sequence);
+        // The server forgets the ids of finished tasks when it restarts: no further try before a look has had its answer.
+        while unanswered && tokio::time::Instant::now() < until {
+            match recorded(client, key, nonce).await {
+                Some(Some(sequence)) => return Answer::Accepted(sequence),
+                Some(None) => break,
+                None => tokio::time::sleep(Duration::from_millis(200)).await,
             }
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
@@ -118,10 +127,19 @@ async fn holder(client: &Client, key: &str, nonce: &str) -> Option<Option<u64>> 
     Some(ours.then_some(message.sequence))
 }
 
-/// Whether the record is of our submission: its sequence. Outer `None`: nobody answered.
+/// Whether the record is of our submission: its sequence. Outer `None`: nobody answered. From the leader: a replica may be
+/// behind.
 async fn recorded(client: &Client, key: &str, nonce: &str) -> Option<Option<u64>> {
-    let found = client.try_record(key).await.ok()?;
-    Some(found.filter(|(_, record)| record.submission.as_deref() == Some(nonce)).map(|(_, record)| record.sequence))
+    let subject = client.names.record_subject(&key.parse().expect("a key"));
+    let stream = client.js.get_stream(client.names.records_stream()).await.ok()?;
+    match stream.get_last_raw_message_by_subject(&subject).await {
+        Ok(message) => {
+            let record = serde_json::from_slice::<TaskRecord>(&message.payload).ok();
+            Some(record.filter(|record| record.submission.as_deref() == Some(nonce)).map(|record| record.sequence))
+        }
+        Err(error) if matches!(error.kind(), LastRawMessageErrorKind::NoMessageFound) => Some(None),
+        Err(_) => None,
+    }
 }
 
 /// Asks any dispatcher until one has confirmed that the run is over.

@@ -120,7 +120,13 @@ impl World {
         let ack_wait = format!("{}ms", shape.ack_wait.as_millis());
         let builder = Fleet::builder().ack_wait(&ack_wait).env("SHOAL_REPLICAS", if shape.cluster { "3" } else { "1" });
         let builder = if shape.small_disks { builder.env("SHOAL_LOGS_BYTES", "64Mi") } else { builder };
-        let fleet = builder.on(&urls.join(",")).await;
+        let fleet = builder.bare().on(&urls.join(",")).await;
+        // A cluster that has only just begun may leave a call without an answer.
+        eventually("the stores are made", async || {
+            let applied = fleet.shoal(&["admin", "apply"]).await;
+            if applied.code == 0 { Ok(()) } else { Err(applied.stderr) }
+        })
+        .await;
         // A container's root has no capabilities, so it is an other as any.
         let effects = fleet.folder().join("effects");
         std::fs::create_dir(&effects).expect("a folder for effects");
