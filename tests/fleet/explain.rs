@@ -139,7 +139,9 @@ async fn a_worker_that_died_and_came_back_is_found_out() {
     fleet.publish("default.a", &job.gated("")).await;
     fleet.in_state("default.a", State::Running).await;
     worker.kill().await;
-    let _again = fleet.worker("w").start().await;
+    // On another disk, so that it does not know what its dead boot held.
+    let elsewhere = fleet.folder().join("elsewhere").display().to_string();
+    let _again = fleet.worker("w").env("SHOAL_STATE_DIR", &elsewhere).start().await;
     let explained = explained_by(&fleet, "default.a", "worker_silent").await;
     assert!(answer(&explained).contains("started anew"), "{explained}");
     assert!(answer(&explained).contains("lease of 30s"), "{explained}");

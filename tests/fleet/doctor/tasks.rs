@@ -35,7 +35,9 @@ async fn a_record_whose_worker_died_is_an_info_while_its_lease_runs_and_then_a_w
     fleet.publish("default.a", &job.gated("")).await;
     fleet.in_state("default.a", State::Running).await;
     worker.kill().await;
-    let again = fleet.worker("w").start().await;
+    // On another disk, so that it does not know what its dead boot held.
+    let elsewhere = fleet.folder().join("elsewhere").display().to_string();
+    let again = fleet.worker("w").env("SHOAL_STATE_DIR", &elsewhere).start().await;
     let finding = with_severity(&fleet, "task_without_attempt", "info").await;
     assert_eq!(finding["about"], "task default.a");
     assert!(
