@@ -19,27 +19,27 @@ pub struct Firewall {
 }
 
 impl Firewall {
-    /// Swallows what goes to and comes from `ports`.
-    pub fn drop(ports: &[u16], way: Way) -> Self {
+    /// Swallows what goes to and comes from `ports`; none where no rules can be made (in CI a failure).
+    pub fn swallow(ports: &[u16], way: Way) -> Option<Self> {
         let mut firewall = Self { rules: Vec::new() };
         for port in ports {
             let rule = |side: &str| {
                 let rule = format!("INPUT -i lo -p tcp {side} {port} -m comment --comment shoal-test -j DROP");
                 rule.split(' ').map(str::to_owned).collect::<Vec<_>>()
             };
-            if way != Way::In {
-                firewall.add(rule("--dport"));
-            }
-            if way != Way::Out {
-                firewall.add(rule("--sport"));
+            let sides = [(way != Way::In, "--dport"), (way != Way::Out, "--sport")];
+            for (_, side) in sides.into_iter().filter(|(is_meant, _)| *is_meant) {
+                let rule = rule(side);
+                if let Err(reason) = iptables("-I", &rule) {
+                    let in_ci = std::env::var_os("CI").is_some_and(|ci| ci == "true");
+                    assert!(!in_ci, "in CI no fault is skipped, but {rule:?}: {reason}");
+                    eprintln!("SKIPPED: no rules of the packet filter can be made: {reason}");
+                    return None;
+                }
+                firewall.rules.push(rule);
             }
         }
-        firewall
-    }
-
-    fn add(&mut self, rule: Vec<String>) {
-        iptables("-I", &rule).unwrap_or_else(|e| panic!("{rule:?}: {e}"));
-        self.rules.push(rule);
+        Some(firewall)
     }
 }
 

@@ -193,7 +193,7 @@ impl Nemesis {
             Trouble::FilterWorker => {
                 let way = *self.dice.one_of(&[Way::In, Way::Out, Way::Both]);
                 let ports: Vec<u16> = world.workers[n].lines.iter().map(|line| line.port()).collect();
-                let wall = Firewall::drop(&ports, way);
+                let Some(wall) = Firewall::swallow(&ports, way) else { return };
                 sleep(self.outage(lease)).await;
                 drop(wall);
             }
@@ -241,6 +241,8 @@ impl Nemesis {
                     sleep(self.dice.pause(500, 1_500)).await;
                 }
             }
+            // Where no disk could be mounted, it was said.
+            Trouble::FillServer | Trouble::FillWorker if world.disks.is_empty() => return,
             Trouble::FillServer => {
                 world.disks[0].fill();
                 sleep(self.dice.pause(2_000, 4_000)).await;
