@@ -517,6 +517,17 @@ async fn a_start_that_is_given_up_leaves_nothing() {
     fixture.close().await;
 }
 
+/// As of a worker that was frozen in the midst of a start, and may have been replaced meanwhile.
+#[tokio::test]
+async fn a_container_whose_lease_ended_while_it_was_made_is_not_started() {
+    let Some(fixture) = Fixture::new().await else { return };
+    let late = Job { alive_until: Some(Instant::now()), ..fixture.shell("true") };
+    let refused = within(fixture.runtime.start(late)).await.err().expect("it must not start");
+    assert!(matches!(refused, StartError::Unavailable { .. }), "{refused}");
+    assert_eq!(fixture.left().await, Vec::<String>::new());
+    fixture.close().await;
+}
+
 #[tokio::test]
 async fn a_start_that_fails_leaves_nothing() {
     let mut settings = ContainerSettings::default();

@@ -208,6 +208,11 @@ impl Core {
         if let Some(why) = self.engine.trouble().borrow().clone() {
             return Err(StartError::Unavailable { runtime: NAME, why });
         }
+        // We were frozen on the way here, or cut off: somebody else may run it by now.
+        if job.alive_until.is_some() && self.keeper.has_lapsed() {
+            let why = "the lease of the task ended while its container was being made".to_owned();
+            return Err(StartError::Unavailable { runtime: NAME, why });
+        }
         let started = self.engine.ask(PATIENCE, self.engine.docker.start_container(&known.name, None)).await;
         if let Err(error) = started {
             return Err(match start_refused(error, container) {

@@ -76,6 +76,11 @@ impl Keeper {
         }
     }
 
+    /// Whether that time is over: whoever is to be started now may not live.
+    pub(super) fn has_lapsed(&self) -> bool {
+        self.held().until.is_some_and(|until| until <= Instant::now())
+    }
+
     /// How often guards began to kill what was not kept alive.
     pub(super) fn kills(&self) -> u64 {
         let held = self.held();
