@@ -189,6 +189,7 @@ impl Attendant {
     async fn exit(&self, mut state: ContainerState) -> Exit {
         let killed = |state: &ContainerState| state.exit_code == Some(137) && state.oom_killed != Some(true);
         let (times, pause) = OOM_IS_TOLD;
+        let mut memory = None;
         for _ in 0..times {
             if !killed(&state) || self.known.placed().stopped {
                 break;
@@ -196,7 +197,10 @@ impl Attendant {
             tokio::time::sleep(pause).await;
             let inspect = self.core.engine.docker.inspect_container(&self.known.name, None);
             match self.core.engine.ask(PATIENCE, inspect).await {
-                Ok(found) => state = found.state.unwrap_or(state),
+                Ok(found) => {
+                    memory = found.host_config.and_then(|host| host.memory).and_then(|bytes| u64::try_from(bytes).ok());
+                    state = found.state.unwrap_or(state);
+                }
                 Err(_) => break,
             }
         }
@@ -205,15 +209,19 @@ impl Attendant {
         }
         let code = state.exit_code.and_then(|code| i32::try_from(code).ok());
         let meter = &self.known.meter;
+        let usage = Usage { wall_ms: usage::wall_ms(&state), ..meter.usage() };
+        let is_unasked = state.exit_code == Some(137) && !self.known.placed().stopped;
+        let not_kept_alive = is_unasked && self.kills.is_some_and(|before| self.core.keeper.kills() > before);
+        // A container that ends faster than the engine hears of the kernel's kill is never said to be killed for memory.
+        // One that was killed by nobody we know of, with every byte of its memory used, was.
+        let is_full = matches!((memory, usage.peak_memory_bytes), (Some(limit @ 1..), Some(peak)) if peak >= limit);
         Exit {
             code,
             signal: code.and_then(signal),
-            oom: state.oom_killed.unwrap_or(false),
+            oom: state.oom_killed.unwrap_or(false) || (is_unasked && !not_kept_alive && is_full),
             pids_exceeded: meter.pids_exceeded(),
-            not_kept_alive: state.exit_code == Some(137)
-                && !self.known.placed().stopped
-                && self.kills.is_some_and(|before| self.core.keeper.kills() > before),
-            usage: Usage { wall_ms: usage::wall_ms(&state), ..meter.usage() },
+            not_kept_alive,
+            usage,
         }
     }
 }
