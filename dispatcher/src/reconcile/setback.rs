@@ -17,8 +17,6 @@ use tokio_util::sync::CancellationToken;
 use super::{Queued, Rhythm, Watch};
 use crate::client::ClientError;
 
-/// Between the two looks.
-const SECOND_LOOK: Duration = Duration::from_secs(1);
 /// At least so often: what is stored after a look and gone before the next one is not missed by anybody.
 const OFTEN: Duration = Duration::from_secs(1);
 /// The newest records whose sequences are compared.
@@ -111,7 +109,7 @@ async fn turn(watch: &Watch, queued: &Queued, memory: &mut Memory) -> Result<(),
         }
         return Ok(());
     }
-    tokio::time::sleep(SECOND_LOOK).await;
+    super::settled(watch).await?;
     let (again, seen) = look(watch, memory).await?;
     if watch.connection.link.borrow().epoch != epoch {
         // Cut off in between: nothing was learned, and what was seen before still counts.

@@ -19,8 +19,6 @@ use tokio_util::sync::CancellationToken;
 use super::{Rhythm, Watch};
 use crate::client::ClientError;
 
-/// Between the two looks.
-const SECOND_LOOK: Duration = Duration::from_secs(1);
 /// How long a queue that is never idle may keep stranded messages waiting, in ack waits.
 const PATIENCE: u32 = 4;
 
@@ -62,7 +60,7 @@ async fn turn(watch: &Watch, since: &mut HashMap<String, Instant>) -> Result<(),
     if suspects.is_empty() {
         return Ok(());
     }
-    tokio::time::sleep(SECOND_LOOK).await;
+    super::settled(watch).await?;
     for (queue, stranded) in suspects {
         let Some(state) = watch.js.consumer(&watch.names.tasks_stream(), &queue).await? else { continue };
         let again = oldest(watch, &state).await?;
