@@ -4,7 +4,8 @@
 //! tasks never gave. It is logged as an error and noted on the stream of tasks ([`schemas::loss`]), where everybody can
 //! read it until somebody says that it was read.
 //!
-//! Noticed twice, a second apart, over one connection: a leader that has just changed may trail for a moment.
+//! Noticed twice, a second apart (in a cluster twelve), over one connection: a leader that has just changed may trail for
+//! a moment.
 
 use std::time::Duration;
 

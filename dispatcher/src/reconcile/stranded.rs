@@ -3,8 +3,8 @@
 //! message on skips the rest, one with a `max_deliver` gives up. They hold their ids for ever.
 //!
 //! What lies at or below the consumer's ack floor while it is in the stream is stranded for certain, and so is what was
-//! handed out while nothing at all is pending. Seen twice, a second apart, over one connection, it is told, and the
-//! consumer is made again from the first message on, as soon as nothing is out (or after a while all the same): each run
+//! handed out while nothing at all is pending. Seen twice, a second apart (in a cluster twelve), over one connection, it is
+//! told, and the consumer is made again from the first message on, as soon as nothing is out (or after a while all the same): each run
 //! is handed out once more and judged by its record. What was given up above the floor, while others are out, is found as
 //! soon as the floor has passed it or nothing is out.
 
