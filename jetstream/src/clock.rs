@@ -4,8 +4,6 @@ use std::sync::RwLock;
 use std::time::{Duration, Instant};
 
 use schemas::Timestamp;
-use serde::Deserialize;
-use serde_json::json;
 
 use crate::{ApiError, JetStream};
 
@@ -50,12 +48,6 @@ fn present(ours: Timestamp, ts: Timestamp, took: Duration) -> Timestamp {
     ours.clamp(ts, ts.plus(took))
 }
 
-#[derive(Deserialize)]
-struct Info {
-    /// Absent before 2.10.
-    ts: Option<Timestamp>,
-}
-
 impl JetStream {
     /// The present: by our own clock, or by the server's where [`JetStream::set_clock`] found them more than a second
     /// apart.
@@ -67,8 +59,7 @@ impl JetStream {
     /// server does not tell.
     pub async fn set_clock(&self, stream: &str) -> Result<Duration, ApiError> {
         let asked = Instant::now();
-        let Info { ts } = self.api(&format!("STREAM.INFO.{stream}"), &json!({})).await?;
-        let Some(ts) = ts else { return Ok(Duration::ZERO) };
+        let Some(ts) = self.stream_info(stream).await?.and_then(|info| info.ts) else { return Ok(Duration::ZERO) };
         let server = present(Timestamp::now(), ts, asked.elapsed());
         self.clock.set(Anchor { server, heard: Instant::now() });
         Ok(apart(Timestamp::now(), server))
