@@ -9,7 +9,6 @@
 //! soon as the floor has passed it or nothing is out.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use jetstream::ConsumerState;
 use schemas::Timestamp;
