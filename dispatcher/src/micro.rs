@@ -149,7 +149,7 @@ async fn subscribe(api: &Api) -> Result<(async_nats::service::Service, SelectAll
 
 async fn answer(api: &Api, verb: Verb, request: &Request) {
     let done = perform(api, verb, request).await.and_then(|body| {
-        let most = api.client.js.client().server_info().max_payload.saturating_sub(HEADROOM);
+        let most = api.client.js.max_payload().saturating_sub(HEADROOM);
         if body.len() > most {
             let detail = format!("the answer is {} bytes; at most {most} fit into a message", body.len());
             return Err(Failure::too_large(detail).hint("ask for less, or over HTTP"));

@@ -19,9 +19,11 @@ pub use publish::{PublishError, Stored};
 pub use read::{Page, StoredMessage, UnreadMessage};
 pub use stream::{Copies, Copy, Difference, Ensure, Ensured, Plan, StreamInfo, StreamLook, StreamState, Subjects};
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
+use async_nats::Statistics;
 use async_nats::client::{Request, RequestErrorKind};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
@@ -119,7 +121,12 @@ impl ApiError {
 pub struct JetStream {
     client: async_nats::Client,
     clock: Arc<clock::Clock>,
+    connects: Arc<Statistics>,
+    max_payload: Arc<Mutex<Option<(Instant, usize)>>>,
 }
+
+/// How long the largest payload is believed: to ask the client for it is to copy all that the server said of itself.
+const BELIEVED: Duration = Duration::from_secs(1);
 
 #[derive(Deserialize)]
 struct Failure {
@@ -137,7 +144,22 @@ struct Envelope {
 impl JetStream {
     /// Speaks over `client`.
     pub fn new(client: async_nats::Client) -> Self {
-        Self { client, clock: Arc::default() }
+        let connects = client.statistics();
+        Self { client, clock: Arc::default(), connects, max_payload: Arc::default() }
+    }
+
+    /// How often the connection was made; counted before anything is read from the new one.
+    pub fn connects(&self) -> u64 {
+        self.connects.connects.load(Ordering::Relaxed)
+    }
+
+    /// Largest message that the server takes, in bytes, headers included.
+    pub fn max_payload(&self) -> usize {
+        let mut believed = self.max_payload.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        match *believed {
+            Some((asked, bytes)) if asked.elapsed() < BELIEVED => bytes,
+            _ => believed.insert((Instant::now(), self.client.server_info().max_payload)).1,
+        }
     }
 
     /// The connection below.

@@ -5,7 +5,6 @@
 //! or a delivery.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use async_nats::{Message, Subscriber};
@@ -64,7 +63,7 @@ impl Intake {
         let (served, highest) = (vec![false; worker.queues.len()], vec![0; worker.queues.len()]);
         // A connection is as old as this loop at least; its first delivery does not make it new.
         let connected_at = Instant::now();
-        let epoch = worker.js.client().statistics().connects.load(Ordering::Relaxed);
+        let epoch = worker.js.connects();
         let (blocked, cordon) = (worker.blocked.subscribe(), worker.cordon.changes());
         Self {
             worker,
@@ -105,6 +104,7 @@ impl Intake {
                 }
                 continue;
             }
+            let wanted = self.room_wanted();
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
@@ -125,7 +125,7 @@ impl Intake {
                     // The connection is closed for good; the process is about to end.
                     None => break,
                 },
-                () = slots.freed() => self.look = true,
+                () = slots.freed(wanted) => self.look = true,
                 Ok(()) = self.blocked.changed() => self.look = true,
                 Ok(()) = self.cordon.changed() => self.look = true,
                 () = tokio::time::sleep_until(watch_at.into()) => {}
@@ -151,12 +151,22 @@ impl Intake {
     /// Whether the server may have forgotten what it gave to whom: within one ack wait after a connect.
     fn is_unsure(&mut self, queue: usize) -> (u64, bool) {
         // Counted by the client before it reads anything from the new connection.
-        let connects = self.worker.js.client().statistics().connects.load(Ordering::Relaxed);
+        let connects = self.worker.js.connects();
         if connects != self.epoch {
             self.epoch = connects;
             self.connected_at = Instant::now();
         }
         (connects, self.connected_at.elapsed() < self.worker.queues[queue].ack_wait())
+    }
+
+    /// How much room it takes until another pull is worth it. Small top-ups would cost a pull per task; a quarter of the
+    /// slots at a time is soon enough.
+    fn room_wanted(&self) -> usize {
+        let quarter = (self.worker.slots.total() / 4).max(1);
+        match (self.worker.queues.len(), self.pulls.credits(0)) {
+            (1, credits) if credits > 0 => credits + quarter,
+            _ => 1,
+        }
     }
 
     async fn top_up(&mut self) {
@@ -166,10 +176,8 @@ impl Intake {
             return;
         }
         if self.worker.queues.len() == 1 {
-            let credits = self.pulls.credits(0);
-            let want = free.saturating_sub(credits);
-            // Small top-ups would cost a pull per task; a quarter of the slots at a time is soon enough.
-            if want > 0 && (credits == 0 || want >= (self.worker.slots.total() / 4).max(1)) {
+            if free >= self.room_wanted() {
+                let want = free - self.pulls.credits(0);
                 // The first look does not wait, so that the server's answer says at once that it serves us.
                 let wait = self.served[0];
                 self.pulls.ask(0, want, wait).await;

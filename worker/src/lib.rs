@@ -321,7 +321,7 @@ async fn follow_settings(worker: Arc<Worker>, connection: Connection, stop: Canc
     let mut news = futures_util::stream::select_all(news);
     let set = |at: usize, settings: QueueSettings| {
         let queue: &Queue = &worker.queues[at];
-        *queue.settings.write().unwrap_or_else(std::sync::PoisonError::into_inner) = settings;
+        queue.set_settings(settings);
     };
     loop {
         tokio::select! {

@@ -77,13 +77,13 @@ pub struct Queue {
     pub name: QueueName,
     ack_wait_ms: AtomicU64,
     /// Its settings as last heard.
-    pub settings: RwLock<QueueSettings>,
+    settings: RwLock<Arc<QueueSettings>>,
 }
 
 impl Queue {
     /// A queue whose consumer gives leases of `ack_wait`.
     pub fn new(name: QueueName, ack_wait: Duration, settings: QueueSettings) -> Self {
-        let queue = Self { name, ack_wait_ms: AtomicU64::new(0), settings: RwLock::new(settings) };
+        let queue = Self { name, ack_wait_ms: AtomicU64::new(0), settings: RwLock::new(Arc::new(settings)) };
         queue.set_ack_wait(ack_wait);
         queue
     }
@@ -99,8 +99,13 @@ impl Queue {
     }
 
     /// Its settings now.
-    pub fn settings(&self) -> QueueSettings {
+    pub fn settings(&self) -> Arc<QueueSettings> {
         self.settings.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// They were changed.
+    pub fn set_settings(&self, settings: QueueSettings) {
+        *self.settings.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new(settings);
     }
 }
 
@@ -133,13 +138,13 @@ impl Pulse {
     }
 }
 
-/// One run: its task, its message's sequence and when that was stored.
-type Run = (TaskKey, u64, Timestamp);
+/// One run: its message's sequence and when that was stored.
+type Run = (u64, Timestamp);
 
-/// Which runs are in this worker's hands, each with the number of its lease.
+/// Which runs are in this worker's hands, each with its task and the number of its lease.
 #[derive(Debug, Default)]
 pub struct Running {
-    runs: Mutex<HashMap<Run, u64>>,
+    runs: Mutex<HashMap<Run, (TaskKey, u64)>>,
 }
 
 /// One run in this worker's hands, until dropped.
@@ -149,22 +154,16 @@ pub struct Entered<'a> {
 }
 
 impl Running {
-    fn runs(&self) -> MutexGuard<'_, HashMap<Run, u64>> {
+    fn runs(&self) -> MutexGuard<'_, HashMap<Run, (TaskKey, u64)>> {
         self.runs.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Takes a run in hand; the lease of the one that has it already is the error.
-    pub fn enter(
-        &self,
-        key: &TaskKey,
-        (sequence, stored_at): (u64, Timestamp),
-        lease: u64,
-    ) -> Result<Entered<'_>, u64> {
-        let run = (key.clone(), sequence, stored_at);
-        match self.runs().entry(run.clone()) {
-            std::collections::hash_map::Entry::Occupied(held) => Err(*held.get()),
+    pub fn enter(&self, key: &TaskKey, run: Run, lease: u64) -> Result<Entered<'_>, u64> {
+        match self.runs().entry(run) {
+            std::collections::hash_map::Entry::Occupied(held) => Err(held.get().1),
             std::collections::hash_map::Entry::Vacant(free) => {
-                free.insert(lease);
+                free.insert((key.clone(), lease));
                 Ok(Entered { running: self, run })
             }
         }
@@ -178,12 +177,12 @@ impl Running {
     /// The lease of a run in this worker's hands.
     pub fn lease(&self, key: &TaskKey, sequence: u64) -> Option<u64> {
         let runs = self.runs();
-        runs.iter().find(|((own, number, _), _)| own == key && *number == sequence).map(|(_, lease)| *lease)
+        runs.iter().find(|((number, _), (own, _))| own == key && *number == sequence).map(|(_, (_, lease))| *lease)
     }
 
     /// Some of them by name.
     pub fn names(&self, most: usize) -> Vec<String> {
-        self.runs().keys().take(most).map(|(key, _, _)| key.to_string()).collect()
+        self.runs().values().take(most).map(|(key, _)| key.to_string()).collect()
     }
 }
 

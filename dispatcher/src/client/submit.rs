@@ -231,7 +231,7 @@ impl Client {
         let submission = submission.unwrap_or_else(|| Uuid::now_v7().to_string());
         let headers = headers(&given, &submission, once)?;
         let bytes = payload.len() + wire_length(&headers);
-        let most = self.js.client().server_info().max_payload.saturating_sub(TASK_HEADROOM_BYTES);
+        let most = self.js.max_payload().saturating_sub(TASK_HEADROOM_BYTES);
         if bytes > most {
             return Err(SubmitError::TooLarge { key, bytes, most });
         }
@@ -320,7 +320,7 @@ impl Client {
                     why
                 }
                 Err(PublishError::Refused { err_code: MESSAGE_TOO_LARGE, .. }) => {
-                    let most = self.js.client().server_info().max_payload.saturating_sub(TASK_HEADROOM_BYTES);
+                    let most = self.js.max_payload().saturating_sub(TASK_HEADROOM_BYTES);
                     let bytes = payload.len() + wire_length(headers);
                     return Err(SubmitError::TooLarge { key: key.clone(), bytes, most });
                 }

@@ -124,7 +124,7 @@ pub async fn ensure(
     settings: &StoreSettings,
     how: Ensure,
 ) -> Result<Vec<(String, Ensured)>, TopologyError> {
-    let max_payload = js.client().server_info().max_payload;
+    let max_payload = js.max_payload();
     let mut done = Vec::new();
     for spec in names.streams(settings, max_payload) {
         let ensured =

@@ -40,7 +40,13 @@ pub enum Admission {
 
 /// Decides where it is known how the standing record's run stands to this one. Their numbers alone do not tell it once
 /// the store of the stream was set back.
-pub fn admit_in_order(order: Order, standing: &Standing, facts: Facts, task: &Task, fresh: &TaskRecord) -> Admission {
+pub fn admit_in_order(
+    order: Order,
+    standing: &Standing,
+    facts: Facts,
+    task: &Task,
+    fresh: impl FnOnce() -> TaskRecord,
+) -> Admission {
     match (order, &standing.record) {
         (Order::Later, _) => Admission::Over,
         (Order::Earlier, Some(record)) if facts.once => Admission::Exists(Box::new(record.clone())),
@@ -49,9 +55,9 @@ pub fn admit_in_order(order: Order, standing: &Standing, facts: Facts, task: &Ta
     }
 }
 
-/// Decides by the numbers of the runs.
-pub fn admit(standing: &Standing, facts: Facts, task: &Task, fresh: &TaskRecord) -> Admission {
-    let mut record = fresh.clone();
+/// Decides by the numbers of the runs. `fresh`: a record of this run without attempts.
+pub fn admit(standing: &Standing, facts: Facts, task: &Task, fresh: impl FnOnce() -> TaskRecord) -> Admission {
+    let mut record;
     match &standing.record {
         Some(standing) if standing.sequence > facts.sequence => return Admission::Over,
         Some(standing) if standing.sequence == facts.sequence => {
@@ -79,6 +85,7 @@ pub fn admit(standing: &Standing, facts: Facts, task: &Task, fresh: &TaskRecord)
         }
         Some(standing) if facts.once => return Admission::Exists(Box::new(standing.clone())),
         Some(_) | None => {
+            record = fresh();
             if facts.lost_before {
                 // A start that left no trace but the server's count.
                 record.attempts.push(Attempt::new(Outcome::Lost));
@@ -120,7 +127,7 @@ mod tests {
 
     fn decide(record: Option<TaskRecord>, count: u64, extra: &str, once: bool) -> Admission {
         let facts = Facts { sequence: 7, lost_before: count > 1, once, now: Timestamp::from_millis(NOW) };
-        admit(&Standing { revision: 3, record }, facts, &task(extra), &fresh(7, State::Running))
+        admit(&Standing { revision: 3, record }, facts, &task(extra), || fresh(7, State::Running))
     }
 
     #[test]
@@ -143,7 +150,7 @@ mod tests {
         let decide = |order, sequence, once| {
             let facts = Facts { sequence: 7, lost_before: false, once, now: Timestamp::from_millis(NOW) };
             let standing = Standing { revision: 3, record: Some(started(sequence, State::Succeeded, Outcome::Exited)) };
-            admit_in_order(order, &standing, facts, &task(""), &fresh(7, State::Running))
+            admit_in_order(order, &standing, facts, &task(""), || fresh(7, State::Running))
         };
         for relic in [7, 8] {
             assert!(matches!(decide(Order::Earlier, relic, false), Admission::Start(r) if r.attempts.is_empty()));

@@ -1,6 +1,5 @@
 //! What follows the end of an attempt, or of a run that never started: the record, and after it everything else.
 
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -21,7 +20,13 @@ use crate::{fail, placement};
 
 impl Runner<'_> {
     /// The workload is gone: decide, record, tell, and say how to settle.
-    pub(super) async fn ended(&mut self, plan: Plan, mut fence: Fence, phase: Phase, done: Done) -> Option<Verdict> {
+    pub(super) async fn ended(
+        &mut self,
+        plan: &Plan,
+        fence: &mut Fence<'_>,
+        phase: Phase,
+        done: Done,
+    ) -> Option<Verdict> {
         let Phase::Over(end) = phase.next(Event::Ended(done.end)) else {
             unreachable!("an ended attempt is over");
         };
@@ -49,7 +54,7 @@ impl Runner<'_> {
         fence.bound();
         if settlement == Settlement::Leave {
             self.worker.tally.lose();
-            return Box::pin(self.leave(&plan, &fence)).await;
+            return Box::pin(self.leave(plan, fence)).await;
         }
         if settlement == Settlement::Succeed {
             fence.record.result = done.result;
@@ -57,7 +62,7 @@ impl Runner<'_> {
         let ran = fence.attempt().phases.started.map_or(Duration::ZERO, |at| now.since(at));
         let mut after = conclude(&mut fence.record, &settlement, now);
         if let Settlement::PutOff(error) = &settlement {
-            after = self.put_off(&mut fence.record, error).await;
+            after = Box::pin(self.put_off(&mut fence.record, error)).await;
         }
         let state = fence.record.state;
         let point = match &settlement {
@@ -77,12 +82,12 @@ impl Runner<'_> {
             Written::Yes { revision, body } => (revision, body),
             Written::Superseded => {
                 self.worker.tally.lose();
-                self.superseded(&plan, &fence).await;
+                Box::pin(self.superseded(plan, fence)).await;
                 return None;
             }
             Written::Ended(record) => {
                 self.worker.tally.lose();
-                self.superseded(&plan, &fence).await;
+                Box::pin(self.superseded(plan, fence)).await;
                 let revision = 0;
                 return Box::pin(self.repair(&plan.key, revision, &record)).await;
             }
@@ -90,7 +95,7 @@ impl Runner<'_> {
         };
         self.worker.tally.end(state, ran);
         fail::point(point);
-        Box::pin(self.follow(&plan.key, revision, body, &fence.record, after)).await
+        self.follow(&plan.key, revision, body, &fence.record, after).await
     }
 
     /// What follows a record that stands. `None`: it was not all done; the next delivery does the rest.
@@ -105,7 +110,7 @@ impl Runner<'_> {
         for step in AFTER_RECORD {
             match (step, record.state, &record.error) {
                 (Step::Letter, State::Failed, Some(error)) => {
-                    if !self.bury((key.queue.as_str(), key.id.as_str()), record.spent(), error).await {
+                    if !Box::pin(self.bury((key.queue.as_str(), key.id.as_str()), record.spent(), error)).await {
                         return None;
                     }
                     fail::point("after_dead_letter");
@@ -165,7 +170,7 @@ impl Runner<'_> {
     }
 
     /// The right to this run is lost. Nothing is written; if somebody else is ahead, that is told.
-    pub(super) async fn leave(&self, plan: &Plan, fence: &Fence) -> Option<Verdict> {
+    pub(super) async fn leave(&self, plan: &Plan, fence: &Fence<'_>) -> Option<Verdict> {
         let deadline = Instant::now() + Duration::from_secs(60);
         while Instant::now() < deadline && !self.worker.stop_now.is_cancelled() {
             match fence.ahead().await {
@@ -187,7 +192,7 @@ impl Runner<'_> {
     }
 
     /// Says that an end of ours is not applied.
-    pub(super) async fn superseded(&self, plan: &Plan, fence: &Fence) {
+    pub(super) async fn superseded(&self, plan: &Plan, fence: &Fence<'_>) {
         tracing::warn!(task = %plan.key, start = %plan.start, "superseded: another start or end of this run stands");
         let body = serde_json::to_vec(&fence.record).expect("a record is plain data");
         self.worker.store.tell_superseded(&plan.key, body.into()).await;
@@ -258,10 +263,6 @@ impl Runner<'_> {
     /// Whether an ack of ours could hit another task: the connection was another one when we got this, and if the server
     /// came back with an older store, the sequence may have been given anew. Acks are matched by sequence alone.
     async fn hits_another(&self) -> bool {
-        let connects = self.worker.js.client().statistics().connects.load(Ordering::Relaxed);
-        if connects == self.delivery.epoch {
-            return false;
-        }
         let (sequence, stored_at) = self.delivery.run();
         match self.worker.js.at(&self.worker.config.names.tasks_stream(), sequence).await {
             Ok(Some(message)) => message.stored_at != stored_at || message.subject != *self.delivery.subject,
@@ -275,8 +276,9 @@ impl Runner<'_> {
     pub(super) async fn tell(&self, verdict: Verdict) {
         let Some(reply) = self.lease.reply() else { return };
         let js = &self.worker.js;
-        let connects = js.client().statistics().connects.load(Ordering::Relaxed);
-        if !may_tell(&verdict, connects == self.delivery.epoch, self.lease.state()) || self.hits_another().await {
+        let connects = js.connects();
+        let same = connects == self.delivery.epoch;
+        if !may_tell(&verdict, same, self.lease.state()) || (!same && Box::pin(self.hits_another()).await) {
             return;
         }
         for _ in 0..2 {

@@ -12,8 +12,8 @@ use schemas::{Order, Outcome, StartId, State, TaskKey};
 use crate::nats::store::{Standing, Store};
 
 /// The right of one start to write its task's record.
-pub struct Fence {
-    store: Store,
+pub struct Fence<'a> {
+    store: &'a Store,
     key: TaskKey,
     start: StartId,
     /// Revision that the next write expects.
@@ -141,10 +141,10 @@ fn name_reason(record: &mut TaskRecord) {
     }
 }
 
-impl Fence {
+impl<'a> Fence<'a> {
     /// A fence that has not written. `revision` is what the record had when it was read; 0 if it was not.
-    pub fn new(store: &Store, key: &TaskKey, start: &StartId, revision: u64, record: TaskRecord) -> Self {
-        Self { store: store.clone(), key: key.clone(), start: start.clone(), revision, record, claimed: false }
+    pub fn new(store: &'a Store, key: &TaskKey, start: &StartId, revision: u64, record: TaskRecord) -> Self {
+        Self { store, key: key.clone(), start: start.clone(), revision, record, claimed: false }
     }
 
     /// Writes `self.record`, as long as `wanted` says that it is still worth it.

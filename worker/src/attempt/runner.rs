@@ -5,6 +5,7 @@ use std::num::NonZeroU32;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -20,7 +21,7 @@ use crate::attempt::ending::ending_error;
 use crate::attempt::fence::{Fence, Written, claim_is_due};
 use crate::attempt::holder;
 use crate::attempt::phase::{Event, Phase, Why};
-use crate::attempt::workload::{self, Work};
+use crate::attempt::workload::{self, Done, Work};
 use crate::logs::Activity;
 use crate::nats::delivery::{Delivery, Verdict};
 use crate::nats::lease::{Hold, Lease, adopt};
@@ -65,9 +66,17 @@ pub(super) struct Plan {
     pub(super) number: NonZeroU32,
 }
 
-type Writing = Pin<Box<dyn Future<Output = (Fence, Written)> + Send>>;
+type Writing<'a> = Pin<Box<dyn Future<Output = (Fence<'a>, Written)> + Send + 'a>>;
 
-impl Runner<'_> {
+/// A workload under way, and what reaches it.
+struct Underway<R> {
+    running: R,
+    stop: watch::Sender<Option<Duration>>,
+    activity: Activity,
+    exited: Arc<AtomicBool>,
+}
+
+impl<'a> Runner<'a> {
     async fn run(&mut self) -> Option<Verdict> {
         let tokens = self.worker.config.names.task_tokens(&self.delivery.subject);
         let Some((queue, id)) = tokens.map(|(queue, id)| (queue.to_owned(), id.to_owned())) else {
@@ -117,7 +126,6 @@ impl Runner<'_> {
         self.kind = Some(task.workload.kind());
         let hindrance = placement::hindrance(self.worker, &task.workload);
         let claim_first = claim_is_due(self.unsure, once, self.delivery.count, task.on_lost) || hindrance.is_some();
-        let fresh = self.fresh(&key, State::Running);
         let (mut standing, mut order) = (Standing { revision: 0, record: None }, Order::Same);
         loop {
             if claim_first {
@@ -135,7 +143,7 @@ impl Runner<'_> {
             }
             let now = self.worker.js.now();
             let facts = Facts { sequence: self.delivery.sequence, lost_before: self.lost_before(now), once, now };
-            let mut record = match admit_in_order(order, &standing, facts, &task, &fresh) {
+            let mut record = match admit_in_order(order, &standing, facts, &task, || self.fresh(&key, State::Running)) {
                 Admission::Start(record) => *record,
                 Admission::Over => return Some(Verdict::Ack),
                 Admission::Finished(record) => {
@@ -190,7 +198,7 @@ impl Runner<'_> {
                 }
                 fail::point("after_claim");
             }
-            return self.attempt(plan, fence).await;
+            return self.attempt(&plan, fence).await;
         }
     }
 
@@ -232,9 +240,9 @@ impl Runner<'_> {
         }
     }
 
-    /// Runs the workload and watches over it until it is gone.
-    async fn attempt(&mut self, plan: Plan, fence: Fence) -> Option<Verdict> {
-        let worker = self.worker.clone();
+    /// Runs the workload, and ends the attempt.
+    async fn attempt(&mut self, plan: &Plan, mut fence: Fence<'a>) -> Option<Verdict> {
+        let worker = self.worker;
         worker.tally.start();
         let activity = Activity::default();
         let exited = Arc::new(AtomicBool::new(false));
@@ -249,11 +257,42 @@ impl Runner<'_> {
             exited: exited.clone(),
         };
         let (stop, stopping) = watch::channel(None);
-        let running = workload::run(&worker, work, stopping);
+        let running = workload::run(worker, work, stopping);
         tokio::pin!(running);
-
         let mut phase = Phase::Preparing.next(Event::Started);
         let began = Instant::now();
+        // Many a call answers at once; what watches over a run is for those that do not.
+        let first = match fence.claimed {
+            true => Poll::Pending,
+            false => std::future::poll_fn(|context| Poll::Ready(running.as_mut().poll(context))).await,
+        };
+        let done = match first {
+            Poll::Ready(done) => done,
+            Poll::Pending => {
+                let underway = Underway { running, stop, activity, exited };
+                let watched = Box::pin(self.watch_over(plan, fence, phase, underway)).await;
+                (fence, phase) = (watched.0, watched.1);
+                watched.2
+            }
+        };
+        tracing::debug!(task = %plan.key, start = %plan.start, ran = ?began.elapsed(), "workload gone");
+        // The dead-man's switch fired while nobody could stop it: the lease is not ours.
+        if done.exit.as_ref().is_some_and(|exit| exit.not_kept_alive) {
+            phase = phase.next(Event::Stop(Why::LeaseLost));
+        }
+        self.ended(plan, &mut fence, phase, done).await
+    }
+
+    /// Watches over the workload until it is gone: its limits, its lease, its claim, and who wants it stopped.
+    async fn watch_over(
+        &mut self,
+        plan: &Plan,
+        fence: Fence<'a>,
+        mut phase: Phase,
+        underway: Underway<Pin<&mut (impl Future<Output = Done> + Send)>>,
+    ) -> (Fence<'a>, Phase, Done) {
+        let worker = self.worker;
+        let Underway { mut running, stop, activity, exited } = underway;
         let timeout = workload::limit(plan.policy.timeout);
         let silence = plan.policy.idle_timeout.map(|limit| limit.0);
         let claim_due = tokio::time::sleep(worker.config.claim_after);
@@ -262,7 +301,7 @@ impl Runner<'_> {
         tokio::pin!(claim_due, too_long, silent);
         let mut cancels = None;
         let mut fence = Some(fence);
-        let mut writing: Option<Writing> = None;
+        let mut writing: Option<Writing<'a>> = None;
         let mut lease_watched = true;
         let mut drained = false;
         if fence.as_ref().is_some_and(|fence| fence.claimed) {
@@ -291,7 +330,7 @@ impl Runner<'_> {
                     }
                 }
                 () = &mut claim_due, if !claimed && writing.is_none() => {
-                    writing = fence.take().map(|fence| claim(fence, &self.worker.stop_now));
+                    writing = fence.take().map(|fence| claim(fence, &worker.stop_now));
                     continue;
                 }
                 hold = self.lease.changed(), if lease_watched => {
@@ -301,7 +340,7 @@ impl Runner<'_> {
                         Hold::Lost => Event::Stop(Why::LeaseLost),
                         Hold::Lapsed | Hold::Held => {
                             if let Some(fence) = fence.take() {
-                                writing = Some(claim(fence, &self.worker.stop_now));
+                                writing = Some(claim(fence, &worker.stop_now));
                             }
                             continue;
                         }
@@ -360,7 +399,6 @@ impl Runner<'_> {
                 stop.send_replace(Some(grace));
             }
         };
-        tracing::debug!(task = %plan.key, start = %plan.start, ran = ?began.elapsed(), "workload gone");
         let fence = match (fence, writing) {
             (Some(fence), _) => fence,
             (None, Some(writing)) => {
@@ -372,15 +410,11 @@ impl Runner<'_> {
             }
             (None, None) => unreachable!("a fence is either here or being written"),
         };
-        // The dead-man's switch fired while nobody could stop it: the lease is not ours.
-        if done.exit.as_ref().is_some_and(|exit| exit.not_kept_alive) {
-            phase = phase.next(Event::Stop(Why::LeaseLost));
-        }
-        self.ended(plan, fence, phase, done).await
+        (fence, phase, done)
     }
 
     /// After a claim in mid-run: what it means for the run.
-    async fn claimed(&mut self, key: &TaskKey, fence: &Fence, written: Written) -> Option<Event> {
+    async fn claimed(&mut self, key: &TaskKey, fence: &Fence<'_>, written: Written) -> Option<Event> {
         match written {
             Written::Yes { revision, body } => {
                 self.note(fence);
@@ -398,7 +432,7 @@ impl Runner<'_> {
     }
 
     /// The record says `running` for this start: so that the next boot of this worker knows, should we be killed.
-    fn note(&self, fence: &Fence) {
+    fn note(&self, fence: &Fence<'_>) {
         self.lease.note(&self.worker.held, &fence.record, self.kind.unwrap_or_default());
     }
 
@@ -453,8 +487,7 @@ fn is_stopping_at_once(stop: &watch::Sender<Option<Duration>>) -> bool {
 }
 
 /// Writes the record as `running` beside the workload.
-fn claim(mut fence: Fence, stop_now: &tokio_util::sync::CancellationToken) -> Writing {
-    let stop_now = stop_now.clone();
+fn claim<'a>(mut fence: Fence<'a>, stop_now: &'a tokio_util::sync::CancellationToken) -> Writing<'a> {
     Box::pin(async move {
         fail::point("before_claim");
         fence.trim();

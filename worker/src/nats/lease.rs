@@ -4,7 +4,7 @@
 //! makes one confirmed round trip per queue; its answer confirms all that went before it on the same connection.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,45 @@ pub enum Hold {
     Lapsed,
     /// No longer ours: stop.
     Lost,
+}
+
+/// Whether one delivery is still ours, and the news of it. Small, for every task has one.
+#[derive(Debug)]
+struct Flag {
+    hold: AtomicU8,
+    changed: Notify,
+}
+
+impl Flag {
+    const ALL: [Hold; 3] = [Hold::Held, Hold::Lapsed, Hold::Lost];
+
+    fn held() -> Arc<Self> {
+        Arc::new(Self { hold: AtomicU8::new(Hold::Held as u8), changed: Notify::new() })
+    }
+
+    fn get(&self) -> Hold {
+        Self::ALL[usize::from(self.hold.load(Ordering::Acquire))]
+    }
+
+    fn set(&self, hold: Hold) {
+        self.hold.store(hold as u8, Ordering::Release);
+        self.changed.notify_waiters();
+    }
+
+    /// Returns once it is no longer held. Cancel safe.
+    async fn given_up(&self) -> Hold {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            // From here on no news is missed.
+            changed.as_mut().enable();
+            let hold = self.get();
+            if hold != Hold::Held {
+                return hold;
+            }
+            changed.await;
+        }
+    }
 }
 
 /// All leases of one worker.
@@ -67,7 +106,7 @@ struct Entry {
     renewed: Instant,
     /// Whether a lapsed lease lets the workload go on.
     goes_on: bool,
-    hold: watch::Sender<Hold>,
+    hold: Arc<Flag>,
     /// Tells the next boot of this worker.
     note: Option<Note>,
 }
@@ -91,7 +130,7 @@ impl Entry {
 pub struct Lease {
     leases: Arc<Leases>,
     number: u64,
-    hold: watch::Receiver<Hold>,
+    hold: Arc<Flag>,
 }
 
 /// How long before the ack wait is over a workload must be stopping, so that it is gone before somebody else starts it.
@@ -124,8 +163,8 @@ impl Leases {
     /// Holds a delivery that just came.
     pub fn hold(self: &Arc<Self>, delivery: &Delivery, ack_wait: Duration, goes_on: bool) -> Lease {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let hold = watch::Sender::new(Hold::Held);
-        let lease = Lease { leases: self.clone(), number, hold: hold.subscribe() };
+        let hold = Flag::held();
+        let lease = Lease { leases: self.clone(), number, hold: hold.clone() };
         let reply = delivery.reply.clone();
         let entry =
             Entry { reply, queue: delivery.queue, ack_wait, renewed: delivery.received, goes_on, hold, note: None };
@@ -145,7 +184,7 @@ impl Leases {
     pub fn is_held(&self, number: u64) -> bool {
         self.entries().get(&number).is_some_and(|entry| {
             let until = entry.renewed + entry.ack_wait - margin(entry.ack_wait);
-            *entry.hold.borrow() == Hold::Held && Instant::now() < until
+            entry.hold.get() == Hold::Held && Instant::now() < until
         })
     }
 
@@ -191,10 +230,10 @@ impl Leases {
     fn give_up_overdue(&self) -> Instant {
         let now = Instant::now();
         let mut next = now + Duration::from_secs(3600);
-        for entry in self.entries().values().filter(|entry| *entry.hold.borrow() == Hold::Held) {
+        for entry in self.entries().values().filter(|entry| entry.hold.get() == Hold::Held) {
             let due = entry.renewed + entry.ack_wait - margin(entry.ack_wait);
             if due <= now {
-                entry.hold.send_replace(if entry.goes_on { Hold::Lapsed } else { Hold::Lost });
+                entry.hold.set(if entry.goes_on { Hold::Lapsed } else { Hold::Lost });
             } else {
                 next = next.min(due);
             }
@@ -206,7 +245,7 @@ impl Leases {
     async fn beat(&self, within: Duration) {
         // Per queue all that is held; the last one of each carries the confirmed round trip.
         let mut queues: HashMap<usize, Vec<(u64, Subject)>> = HashMap::new();
-        for (number, entry) in self.entries().iter().filter(|(_, entry)| *entry.hold.borrow() == Hold::Held) {
+        for (number, entry) in self.entries().iter().filter(|(_, entry)| entry.hold.get() == Hold::Held) {
             queues.entry(entry.queue).or_default().push((*number, entry.reply.clone()));
         }
         let beats = queues.into_values().map(|mut held| async move {
@@ -231,7 +270,7 @@ impl Leases {
                 if let Some(entry) = entries.get_mut(&number) {
                     entry.renewed = entry.renewed.max(sent);
                     // Only what is confirmed and held: what is lost ends by itself and must not take the others with it.
-                    if *entry.hold.borrow() == Hold::Held
+                    if entry.hold.get() == Hold::Held
                         && let Some(ends) = entry.until()
                     {
                         until = Some(until.map_or(ends, |earliest| earliest.min(ends)));
@@ -248,25 +287,20 @@ impl Leases {
 impl Lease {
     /// Whether it is still ours.
     pub fn state(&self) -> Hold {
-        *self.hold.borrow()
+        self.hold.get()
     }
 
     /// Returns when it is no longer simply ours. Cancel safe.
-    pub async fn changed(&mut self) -> Hold {
-        match self.hold.wait_for(|hold| *hold != Hold::Held).await {
-            Ok(hold) => *hold,
-            // The sender lives in the entry, which lives as long as this lease.
-            Err(_) => Hold::Lost,
-        }
+    pub async fn changed(&self) -> Hold {
+        self.hold.given_up().await
     }
 
     /// A lapsed lease that was claimed again: ours from now on.
-    pub fn reclaimed(&mut self) {
+    pub fn reclaimed(&self) {
         if let Some(entry) = self.leases.entries().get_mut(&self.number) {
             entry.renewed = Instant::now();
-            entry.hold.send_replace(Hold::Held);
+            entry.hold.set(Hold::Held);
         }
-        self.hold.mark_unchanged();
     }
 
     /// Writes down for the next boot that the last start of `record` holds it, until this is dropped.

@@ -204,7 +204,7 @@ impl Book {
         let facts = Facts { sequence: u64::from(run), lost_before: again, once, now };
         let fresh = self.fresh(run, State::Running);
         let order = self.order(&fresh, standing);
-        let judged = match admit_in_order(order, &self.standing(standing), facts, &self.task, &fresh) {
+        let judged = match admit_in_order(order, &self.standing(standing), facts, &self.task, || fresh.clone()) {
             Admission::Over | Admission::Exists(_) => Judged::Over,
             Admission::Finished(_) => Judged::Finished,
             Admission::Early(_) => Judged::Early,
