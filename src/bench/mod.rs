@@ -4,12 +4,16 @@ mod bare;
 mod fleet;
 mod load;
 mod machine;
+mod plan;
 mod registry;
 mod report;
+mod sitting;
 mod suites;
 
+pub use plan::{Place, Plan};
 pub use report::{Report, Row, Spread};
-pub use suites::{Place, Plan, Suite, run};
+pub use sitting::run;
+pub use suites::Suite;
 
 /// Why a measurement is worth nothing.
 #[derive(Debug, thiserror::Error)]
