@@ -1,22 +1,21 @@
 //! One sitting: the fleet, what is measured on it in turn, and what came of it so far.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use worker::runtime::docker::bare::Bare;
 
 use super::fleet::Fleet;
-use super::load::{Load, round};
+use super::meter::{self, CpuMeter, MemoryMeter};
 use super::plan::{Place, Plan};
-use super::report::{Idle, PartCpu, Report, Round, Row, Spread, WithoutShoal};
-use super::{BenchError, bare, machine};
+use super::report::{Beside, Idle, Memory, PartMemory, Report, Round, Row};
+use super::work::Work;
+use super::{BenchError, machine};
 use crate::output;
 
 /// A task that does nothing; `PAD` stands for its payload.
 pub const NOOP: &str = r#"{"workload":{"kind":"call","handler":"noop","payload":"PAD"}}"#;
 /// A no-op's task in bytes: that of the engine's own measure.
-const TASK_BYTES: usize = 256;
+pub const TASK_BYTES: usize = 256;
 
 /// One case of a suite.
 pub struct Case {
@@ -24,47 +23,39 @@ pub struct Case {
     pub suite: &'static str,
     /// What it is called.
     pub name: String,
-    /// The task's JSON.
-    pub body: Bytes,
     /// Jobs a round.
     pub jobs: usize,
-    /// How many of them at once.
-    pub in_flight: usize,
+    /// Ours.
+    pub ours: Work,
+    /// What is measured in turn with it.
+    pub beside: Vec<Work>,
+    /// Whether it is about memory as well.
+    pub memory: bool,
 }
 
-/// What is measured in turn with a case: the same work without Shoal.
-pub enum Beside {
-    /// So many processes at once.
-    Processes(usize),
-    /// So many containers at once, on an engine without Shoal.
-    Containers(usize, Arc<Bare>),
-}
-
-impl Beside {
-    fn what(&self) -> &'static str {
-        match self {
-            Self::Processes(_) => "spawn and wait",
-            Self::Containers(..) => "Engine API: create, start, wait, logs, remove",
-        }
-    }
-
-    async fn round(&self, jobs: usize) -> Result<Round, BenchError> {
-        match self {
-            Self::Processes(at_once) => bare::processes("/bin/true", jobs, *at_once).await,
-            Self::Containers(at_once, engine) => bare::containers(engine, jobs, *at_once).await,
-        }
-    }
+/// A no-op's task.
+pub fn noop() -> Bytes {
+    let pad = "p".repeat(TASK_BYTES.saturating_sub(NOOP.len() - "PAD".len()));
+    NOOP.replace("PAD", &pad).into()
 }
 
 /// Measures everything.
 pub async fn run(plan: &Plan, place: Place) -> Result<Report, BenchError> {
-    let fleet = match place {
-        Place::Own(program) => Fleet::own(program).await?,
-        Place::Given(client) => Fleet::given(*client).await?,
+    let (fleet, program) = match place {
+        Place::Own(program) => (Fleet::own(program.clone(), 1).await?, Some(program)),
+        Place::Given(client) => (Fleet::given(*client).await?, None),
     };
-    let before = machine::MachineTime::now();
-    let mut sitting =
-        Sitting { plan, fleet, name: 0, rows: Vec::new(), idle: None, ours: Duration::ZERO, measured: before };
+    let mut sitting = Sitting {
+        plan,
+        fleet,
+        program,
+        rows: Vec::new(),
+        idle: None,
+        memory: None,
+        elsewhere: Duration::ZERO,
+        name: 0,
+    };
+    let (before, ours) = (machine::MachineTime::now(), sitting.ours());
     let mut measured = Ok(());
     for suite in &plan.suites {
         measured = suite.run(&mut sitting).await;
@@ -72,16 +63,21 @@ pub async fn run(plan: &Plan, place: Place) -> Result<Report, BenchError> {
             break;
         }
     }
-    let Sitting { fleet, rows, idle, ours, measured: until, .. } = sitting;
+    let foreign = machine::MachineTime::now().foreign_share(before, sitting.ours().saturating_sub(ours));
+    let Sitting { fleet, rows, idle, memory, .. } = sitting;
+    let unknown = "as the given fleet is set up";
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),
         server: fleet.client.js.client().server_info().version,
-        storage: if fleet.is_own() { "file, one replica, default sync" } else { "as the given fleet is set up" },
+        storage: if fleet.is_own() { "file, a replica on each server" } else { unknown },
+        sync: if fleet.is_own() { "the server's default, every 2 minutes" } else { unknown },
         cores: machine::cores(),
         rounds: plan.rounds,
-        foreign_cpu: fleet.is_own().then(|| until.foreign_share(before, ours)),
+        percent: plan.percent,
+        foreign_cpu: fleet.is_own().then_some(foreign),
         rows,
         idle,
+        memory,
     };
     fleet.end().await;
     measured.map(|()| report)
@@ -93,14 +89,16 @@ pub struct Sitting<'a> {
     pub plan: &'a Plan,
     /// On which fleet.
     pub fleet: Fleet,
+    /// The server of an own fleet.
+    pub program: Option<std::path::PathBuf>,
     /// Cases so far.
     pub rows: Vec<Row>,
     /// The fleet at rest, if that was measured.
     pub idle: Option<Idle>,
-    /// CPU time of ours so far.
-    pub ours: Duration,
-    /// The machine's until the last case ended.
-    pub measured: machine::MachineTime,
+    /// What it holds in RAM, if that was measured.
+    pub memory: Option<Memory>,
+    /// CPU time of another fleet of ours that lives just now.
+    pub elsewhere: Duration,
     name: usize,
 }
 
@@ -116,56 +114,55 @@ impl Sitting<'_> {
         (usual * self.plan.percent / 100).max(1)
     }
 
-    /// A case of no-ops.
-    pub fn noop(&self, suite: &'static str, name: String, jobs: usize, in_flight: usize) -> Case {
-        let pad = "p".repeat(TASK_BYTES.saturating_sub(NOOP.len() - "PAD".len()));
-        Case { suite, name, body: NOOP.replace("PAD", &pad).into(), jobs: self.jobs(jobs), in_flight }
+    /// CPU time of everything of ours so far, dead or alive.
+    fn ours(&self) -> Duration {
+        let alive = self.fleet.all_pids().into_iter().map(|(_, pid)| machine::cpu_of(pid)).sum::<Duration>();
+        machine::own_cpu() + machine::ended_cpu() + alive + self.elsewhere
     }
 
-    /// All rounds of one case, each followed by one of what it is compared with.
-    pub async fn case(&mut self, case: Case, beside: Option<Beside>) -> Result<(), BenchError> {
+    /// A case of no-ops, beside the engine where that may run.
+    pub async fn noops(
+        &mut self,
+        suite: &'static str,
+        name: String,
+        jobs: usize,
+        in_flight: usize,
+    ) -> Result<Case, BenchError> {
+        let body = noop();
+        let engine = |same| Work::EngineCycle { bytes: body.len(), in_flight, same };
+        let beside = if self.fleet.start_engine().await? { vec![engine(false), engine(true)] } else { Vec::new() };
+        let ours = Work::Cycle { body: body.clone(), in_flight };
+        Ok(Case { suite, name, jobs: self.jobs(jobs), ours, beside, memory: false })
+    }
+
+    /// All rounds of one case, each followed by one of whatever it is compared with; a row of the report. Returns ours.
+    pub async fn case(&mut self, case: Case) -> Result<Vec<Round>, BenchError> {
         output::talk(format_args!("{}: {} …", case.suite, case.name));
-        let (mut rounds, mut bare, mut cpu) = (Vec::new(), Vec::new(), Vec::<Vec<PartCpu>>::new());
+        let works: Vec<&Work> = std::iter::once(&case.ours).chain(&case.beside).collect();
+        let mut rounds = vec![Vec::new(); works.len()];
+        let mut cpu = vec![Vec::new(); works.len()];
+        let mut memory: Vec<PartMemory> = Vec::new();
         for _ in 0..self.plan.rounds {
-            let load = Load {
-                queue: self.plan.queue.clone(),
-                body: case.body.clone(),
-                tasks: case.jobs,
-                in_flight: case.in_flight,
-            };
-            let name = self.next_name();
-            let fleet = &self.fleet;
-            let (parts, own) = (fleet.cpu(), machine::own_cpu());
-            rounds.push(round(&fleet.client, &fleet.watcher, &load, &name).await?);
-            let own = machine::own_cpu().saturating_sub(own);
-            let used =
-                fleet.cpu().into_iter().zip(parts).map(|((part, now), (_, then))| (part, now.saturating_sub(then)));
-            let used: Vec<_> = used.chain([("submitter", own)]).collect();
-            self.ours += used.iter().map(|(_, used)| *used).sum::<Duration>();
-            let per_job =
-                |(part, used): (_, Duration)| PartCpu { part, us: used.as_secs_f64() * 1e6 / case.jobs as f64 };
-            cpu.push(used.into_iter().map(per_job).collect());
-            if let Some(beside) = &beside {
-                let own = machine::own_cpu();
-                bare.push(beside.round(case.jobs).await?);
-                self.ours += machine::own_cpu().saturating_sub(own);
+            for (at, work) in works.iter().enumerate() {
+                let name = self.next_name();
+                let parts = work.parts(&self.fleet);
+                let held = (case.memory && at == 0).then(|| MemoryMeter::start(parts.clone()));
+                let used = CpuMeter::start(parts);
+                rounds[at].push(work.round(&self.fleet, &self.plan.queue, case.jobs, &name).await?);
+                cpu[at].push(used.per_job(case.jobs));
+                if let Some(held) = held {
+                    meter::most(&mut memory, held.read());
+                }
             }
         }
-        self.measured = machine::MachineTime::now();
-        let parts = cpu.first().map_or(0, Vec::len);
-        let median = |part: usize| PartCpu {
-            part: cpu[0][part].part,
-            us: Spread::of(cpu.iter().map(|round| round[part].us)).median,
-        };
-        self.rows.push(Row {
-            cpu_us: (0..parts).map(median).collect(),
-            bare: beside.map(|beside| WithoutShoal {
-                what: beside.what(),
-                per_second: Spread::of(bare.iter().map(Round::per_second)),
-                p50_ms: Spread::of(bare.iter().map(|round| round.quantile_ms(0.5))),
-            }),
-            ..Row::new(case.suite, case.name, &rounds)
+        let beside = case.beside.iter().enumerate().map(|(at, work)| Beside {
+            cpu_us: if work.parts(&self.fleet).is_empty() { Vec::new() } else { meter::medians(&cpu[at + 1]) },
+            ..Beside::new(work.what(), &rounds[at + 1], &rounds[0])
         });
-        Ok(())
+        let beside = beside.collect();
+        let row =
+            Row { cpu_us: meter::medians(&cpu[0]), memory, beside, ..Row::new(case.suite, case.name, &rounds[0]) };
+        self.rows.push(row);
+        Ok(rounds.swap_remove(0))
     }
 }

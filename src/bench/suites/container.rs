@@ -6,7 +6,8 @@ use serde_json::json;
 use worker::runtime::docker::bare::Bare;
 
 use super::super::BenchError;
-use super::super::sitting::{Beside, Case, Sitting};
+use super::super::sitting::{Case, Sitting};
+use super::super::work::Work;
 
 /// Beside the bare Engine API, with every network a task may ask for.
 pub async fn run(sitting: &mut Sitting<'_>) -> Result<(), BenchError> {
@@ -25,11 +26,12 @@ pub async fn run(sitting: &mut Sitting<'_>) -> Result<(), BenchError> {
             let case = Case {
                 suite: "container",
                 name: format!("true, network {network}, {slots} at once"),
-                body: json!({ "workload": workload }).to_string().into(),
                 jobs: sitting.jobs(jobs),
-                in_flight: slots,
+                ours: Work::Cycle { body: json!({ "workload": workload }).to_string().into(), in_flight: slots },
+                beside: vec![Work::Containers(slots, bare.clone())],
+                memory: false,
             };
-            let measured = sitting.case(case, Some(Beside::Containers(slots, bare.clone()))).await;
+            let measured = sitting.case(case).await;
             if let Some(bare) = Arc::into_inner(bare) {
                 bare.end().await.map_err(engine_lost)?;
             }

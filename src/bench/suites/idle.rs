@@ -11,7 +11,7 @@ use crate::output;
 /// How long a fleet at rest is watched.
 const IDLE_SPAN: Duration = Duration::from_secs(30);
 
-/// How soon a new worker is of use, and what it takes while nothing is to do.
+/// How soon a new worker is of use, and what worker, dispatcher and server take while nothing is to do.
 pub async fn run(sitting: &mut Sitting<'_>) -> Result<(), BenchError> {
     if !sitting.fleet.is_own() {
         output::talk(format_args!("idle: left out, for the fleet is not ours to stop and start"));
@@ -19,11 +19,13 @@ pub async fn run(sitting: &mut Sitting<'_>) -> Result<(), BenchError> {
     }
     output::talk(format_args!("idle: a new worker, then nothing …"));
     let plan = sitting.plan;
+    sitting.fleet.end_dispatcher().await;
+    sitting.fleet.dispatcher().await?;
     let mut first_task_ms = Vec::new();
     for _ in 0..plan.rounds {
         let name = sitting.next_name();
         let fleet = &mut sitting.fleet;
-        fleet.end_worker().await;
+        fleet.end_workers().await;
         let load = Load { body: NOOP.into(), queue: plan.queue.clone(), tasks: 1, in_flight: 1 };
         let (client, watcher) = (fleet.client.clone(), fleet.watcher.clone());
         let waiting = tokio::spawn(async move { round(&client, &watcher, &load, &name).await });
@@ -33,18 +35,17 @@ pub async fn run(sitting: &mut Sitting<'_>) -> Result<(), BenchError> {
         waiting.await.map_err(|error| BenchError::fleet("the first task was not seen", error))??;
         first_task_ms.push(began.elapsed().as_secs_f64() * 1e3);
     }
-    let fleet = &sitting.fleet;
     let span = IDLE_SPAN.mul_f64(plan.percent as f64 / 100.0);
-    let before = fleet.cpu();
+    let parts = sitting.fleet.pids();
+    let before: Vec<Duration> = parts.iter().map(|(_, pid)| machine::cpu_of(*pid)).collect();
     tokio::time::sleep(span).await;
-    let cpu = fleet.cpu().into_iter().zip(before).map(|((_, now), (_, then))| now.saturating_sub(then));
-    let part = |((part, pid), cpu): ((&'static str, u32), Duration)| IdlePart {
+    let part = |((part, pid), before): (&(&'static str, u32), Duration)| IdlePart {
         part,
-        cpu_percent: cpu.as_secs_f64() / span.as_secs_f64() * 100.0,
-        memory_mib: machine::memory_mib(pid),
+        cpu_percent: machine::cpu_of(*pid).saturating_sub(before).as_secs_f64() / span.as_secs_f64() * 100.0,
+        memory_mib: machine::memory_mib(*pid),
     };
-    let parts = fleet.pids().zip(cpu).map(part).collect();
-    sitting.measured = machine::MachineTime::now();
+    let parts = parts.iter().zip(before).map(part).collect();
     sitting.idle = Some(Idle { first_task_ms: Spread::of(first_task_ms), parts });
+    sitting.fleet.end_dispatcher().await;
     Ok(())
 }

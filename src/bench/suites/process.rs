@@ -1,7 +1,8 @@
 //! `/bin/true` as a process task.
 
 use super::super::BenchError;
-use super::super::sitting::{Beside, Case, Sitting};
+use super::super::sitting::{Case, Sitting};
+use super::super::work::Work;
 
 const TRUE: &str = r#"{"workload":{"kind":"process","command":["/bin/true"]}}"#;
 
@@ -11,8 +12,15 @@ pub async fn run(sitting: &mut Sitting<'_>) -> Result<(), BenchError> {
         sitting.fleet.worker("process", slots, &[]).await?;
         let jobs = sitting.jobs(jobs);
         let name = if slots == 1 { "/bin/true, one at a time".into() } else { format!("/bin/true, {slots} slots") };
-        let case = Case { suite: "process", name, body: TRUE.into(), jobs, in_flight };
-        sitting.case(case, Some(Beside::Processes(slots))).await?;
+        let case = Case {
+            suite: "process",
+            name,
+            jobs,
+            ours: Work::Cycle { body: TRUE.into(), in_flight },
+            beside: vec![Work::Processes(slots)],
+            memory: false,
+        };
+        sitting.case(case).await?;
     }
     Ok(())
 }
