@@ -28,6 +28,10 @@ fn main() -> ExitCode {
     // Both TLS users of this program (NATS now, HTTP later) take the process's default.
     rustls::crypto::ring::default_provider().install_default().expect("nothing installed one before");
 
+    if std::env::args_os().nth(1).is_some_and(|first| first == bench::part::WORD) {
+        return bench::part::main(std::env::args_os().nth(2));
+    }
+
     let invocation = match config::parse(std::env::args_os()) {
         Ok(invocation) => invocation,
         Err(refusal) => return refusal.print(),

@@ -39,6 +39,18 @@ struct Plan {
     folder: PathBuf,
     name: String,
     port: u16,
+    cluster: Option<Cluster>,
+}
+
+/// The cluster that it is one of, all of it on this machine.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    /// What the cluster is called.
+    pub name: String,
+    /// Where it hears the others.
+    pub port: u16,
+    /// Where each of them does, itself included.
+    pub routes: Vec<u16>,
 }
 
 impl Plan {
@@ -62,6 +74,12 @@ impl Plan {
             self.port,
             quoted(&store.to_string_lossy()),
         );
+        let cluster = self.cluster.iter().map(|Cluster { name, port, routes }| {
+            let routes: Vec<_> = routes.iter().map(|port| quoted(&format!("nats://127.0.0.1:{port}"))).collect();
+            let (name, routes) = (quoted(name), routes.join(", "));
+            format!("cluster {{ name: {name}, listen: \"127.0.0.1:{port}\", routes: [{routes}] }}\n")
+        });
+        let text = text + &cluster.collect::<String>();
         std::fs::write(&path, text)?;
         Ok(path)
     }
@@ -186,13 +204,23 @@ fn choose_port(wanted: Option<u16>) -> Result<u16, Error> {
 impl NatsServer {
     /// Starts it over the store in `folder` and returns once it answers.
     pub async fn start(program: PathBuf, folder: &Path, port: Option<u16>) -> Result<(Self, Connection), Error> {
+        Self::start_in(program, folder, port, None).await
+    }
+
+    /// The same as one of a cluster, which may have no leader yet.
+    pub async fn start_in(
+        program: PathBuf,
+        folder: &Path,
+        port: Option<u16>,
+        cluster: Option<Cluster>,
+    ) -> Result<(Self, Connection), Error> {
         let cannot = |error| Error::failed("cannot start nats-server", "name another store with --store", error);
         std::fs::create_dir_all(folder).map_err(cannot)?;
         // Paths in the server's configuration are not ours to resolve.
         let folder = folder.canonicalize().map_err(cannot)?;
         let forker = Forker::start().map_err(cannot)?;
         let port = choose_port(port)?;
-        let plan = Plan { program, name: format!("shoal-up-{}-{port}", std::process::id()), folder, port };
+        let plan = Plan { program, name: format!("shoal-up-{}-{port}", std::process::id()), folder, port, cluster };
         let child = forker.fork(plan.command().map_err(cannot)?).await.map_err(|error| {
             let problem = format!("cannot run {}", plan.program.display());
             Error::failed(problem, "name a nats-server with --nats-server", error)

@@ -68,7 +68,5 @@ where
     });
     let lanes = futures_util::future::try_join_all(lanes).await?;
     let took = began.elapsed();
-    let mut latencies: Vec<_> = lanes.into_iter().flatten().collect();
-    latencies.sort();
-    Ok(Round { took, latencies })
+    Ok(Round::timed(took, lanes.into_iter().flatten().collect()))
 }

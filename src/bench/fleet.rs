@@ -2,24 +2,25 @@
 //! somebody else's.
 
 use std::path::PathBuf;
-use std::process::Stdio;
 use std::time::Duration;
 
+use async_nats::jetstream;
 use dispatcher::client::Client;
-use jetstream::{ConnectSettings, Ensure};
 use schemas::stores::StoreSettings;
-use schemas::{AgentStatus, HumanDuration, Names};
-use tokio::io::{AsyncBufReadExt, BufReader};
+use schemas::{AgentStatus, HumanDuration, Names, QueueName};
 use tokio::process::{Child, Command};
 
 use super::BenchError;
-use super::machine::cpu_of;
-use crate::nats_server::NatsServer;
+use super::engine::Engine;
+use super::meter::Parts;
+use super::part::{self, Part, ready};
+use super::sleeper;
+use crate::nats_server::{Cluster, NatsServer};
 
 /// The lease of an own fleet. Nothing measured lasts as long, and after a start it must pass once.
 const ACK_WAIT: HumanDuration = HumanDuration::seconds(5);
-/// How long a part may take to say that it is ready.
-const READY: Duration = Duration::from_secs(60);
+/// How long a cluster may take to elect its leaders.
+const ELECTED: Duration = Duration::from_secs(60);
 
 /// Connections to the measured fleet, and its processes where they are ours.
 pub struct Fleet {
@@ -31,9 +32,11 @@ pub struct Fleet {
 }
 
 struct Own {
-    server: NatsServer,
-    worker: Option<Child>,
-    dispatcher: Option<Child>,
+    servers: Vec<NatsServer>,
+    stores: StoreSettings,
+    workers: Vec<Child>,
+    dispatcher: Option<(Child, String)>,
+    engine: Option<Engine>,
     folder: tempfile::TempDir,
 }
 
@@ -41,20 +44,31 @@ struct Own {
 pub type Setting = (&'static str, String);
 
 impl Fleet {
-    /// One of our own: a server, the stores as a dispatcher makes them, no worker yet.
-    pub async fn own(program: PathBuf) -> Result<Self, BenchError> {
+    /// One of our own: so many servers, the stores as a dispatcher makes them with a replica on each, no worker yet.
+    pub async fn own(program: PathBuf, servers: u8) -> Result<Self, BenchError> {
         let folder = tempfile::Builder::new().prefix("shoal-bench-").tempdir();
         let folder = folder.map_err(|error| BenchError::fleet("could not make a folder for the fleet", error))?;
-        let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-        let port = port.map_err(|error| BenchError::fleet("could not find a free port", error))?.port();
-        let started = NatsServer::start(program, &folder.path().join("nats"), Some(port)).await;
-        let (server, connection) = started.map_err(|error| BenchError::fleet("could not start nats-server", error))?;
-        let client = Client::new(connection, Names::default());
-        let stores = StoreSettings { ack_wait: ACK_WAIT, ..StoreSettings::default() };
-        let ensured = dispatcher::topology::ensure(&client.js, &client.names, &stores, Ensure::Upgrade).await;
-        ensured.map_err(|error| BenchError::fleet("could not make the stores", error))?;
-        let watcher = connect(&server.url(), Names::default()).await?;
-        Ok(Self { client, watcher, own: Some(Own { server, worker: None, dispatcher: None, folder }) })
+        let ports = free_ports(2 * usize::from(servers))?;
+        let (clients, routes) = ports.split_at(servers.into());
+        let mut started = Vec::new();
+        for (at, port) in clients.iter().enumerate() {
+            let store = folder.path().join(format!("nats-{at}"));
+            let server = if servers == 1 {
+                NatsServer::start(program.clone(), &store, Some(*port)).await
+            } else {
+                let cluster = Cluster { name: "shoal-bench".into(), port: routes[at], routes: routes.to_vec() };
+                NatsServer::start_in(program.clone(), &store, Some(*port), Some(cluster)).await
+            };
+            started.push(server.map_err(|error| BenchError::fleet("could not start nats-server", error))?);
+        }
+        let (servers, mut connections): (Vec<_>, Vec<_>) = started.into_iter().unzip();
+        let client = Client::new(connections.remove(0), Names::default());
+        let replicas = servers.len() as u8;
+        let stores = StoreSettings { ack_wait: ACK_WAIT, replicas, ..StoreSettings::default() };
+        ensure(&client, &stores).await?;
+        let watcher = connect(&servers[0].url(), Names::default()).await?;
+        let own = Own { servers, stores, workers: Vec::new(), dispatcher: None, engine: None, folder };
+        Ok(Self { client, watcher, own: Some(own) })
     }
 
     /// Somebody else's, already connected to.
@@ -69,27 +83,58 @@ impl Fleet {
         self.own.is_some()
     }
 
-    /// Replaces the worker of an own fleet by one with these settings, and waits until it runs as it will go on
+    /// Replaces the workers of an own fleet by one with these settings, and waits until it runs as it will go on
     /// running: for one ack wait after a connect every start is claimed first.
     pub async fn worker(&mut self, runtimes: &str, slots: usize, settings: &[Setting]) -> Result<(), BenchError> {
         if self.own.is_none() {
             return Ok(());
         }
-        self.end_worker().await;
+        self.end_workers().await;
         self.start_worker(runtimes, slots, settings).await?;
-        tokio::time::sleep(ACK_WAIT.0 + Duration::from_secs(1)).await;
-        match self.client.agent("bench").await {
-            Ok(agent) if agent.status == AgentStatus::Ready => Ok(()),
-            Ok(agent) => Err(BenchError::Fleet {
-                what: format!("the worker is {}: {}", agent.status, agent.record.reason.unwrap_or_default()),
-                source: None,
-            }),
-            Err(error) => Err(BenchError::fleet("the worker is not in the registry", error)),
+        self.settled(1).await
+    }
+
+    /// The same with so many workers of no-ops, a process each.
+    pub async fn workers(&mut self, count: usize, slots: usize) -> Result<(), BenchError> {
+        self.end_workers().await;
+        for _ in 0..count {
+            self.start_worker("call", slots, &[]).await?;
         }
+        self.settled(count).await
+    }
+
+    /// The same with one worker that has the handler `sleep`.
+    pub async fn sleeper(&mut self, slots: usize) -> Result<(), BenchError> {
+        self.end_workers().await;
+        let Some(own) = &mut self.own else { return Ok(()) };
+        let spec = sleeper::Spec {
+            url: own.servers[0].url(),
+            id: "bench-0".into(),
+            slots,
+            state_dir: own.folder.path().join("state"),
+            ack_wait: ACK_WAIT,
+        };
+        own.workers.push(part::start(&Part::Sleeper(spec)).await?);
+        self.settled(1).await
+    }
+
+    async fn settled(&self, workers: usize) -> Result<(), BenchError> {
+        tokio::time::sleep(ACK_WAIT.0 + Duration::from_secs(1)).await;
+        for at in 0..workers {
+            match self.client.agent(&format!("bench-{at}")).await {
+                Ok(agent) if agent.status == AgentStatus::Ready => {}
+                Ok(agent) => {
+                    let reason = agent.record.reason.unwrap_or_default();
+                    return Err(BenchError::broken(format!("the worker is {}: {reason}", agent.status)));
+                }
+                Err(error) => return Err(BenchError::fleet("the worker is not in the registry", error)),
+            }
+        }
+        Ok(())
     }
 
     /// Waits until a task lies in the queue.
-    pub async fn queued(&self, queue: &schemas::QueueName) -> Result<(), BenchError> {
+    pub async fn queued(&self, queue: &QueueName) -> Result<(), BenchError> {
         let (stream, subjects) = (self.client.names.tasks_stream(), self.client.names.queue_subjects(queue));
         loop {
             let found = self.client.js.subjects(&stream, &subjects, 0).await;
@@ -100,60 +145,148 @@ impl Fleet {
         }
     }
 
-    /// Ends the worker of an own fleet.
-    pub async fn end_worker(&mut self) {
-        if let Some(worker) = self.own.as_mut().and_then(|own| own.worker.take()) {
-            end(worker).await;
+    /// Throws away what lies in a queue that nobody works, of which there must be so much.
+    pub async fn empty(&self, queue: &QueueName, tasks: usize) -> Result<(), BenchError> {
+        type Failure = Box<dyn std::error::Error + Send + Sync>;
+        let purge = async {
+            let js = jetstream::new(self.client.js.client().clone());
+            let stream = js.get_stream(self.client.names.tasks_stream()).await?;
+            let purged = stream.purge().filter(self.client.names.queue_subjects(queue)).await?.purged;
+            Ok::<_, Failure>(purged)
+        };
+        match purge.await.map_err(|error| BenchError::fleet("could not empty the queue", error))? {
+            purged if purged == tasks as u64 => Ok(()),
+            purged => Err(BenchError::broken(format!("{purged} of {tasks} accepted tasks lay in the queue"))),
         }
     }
 
-    /// Starts the worker of an own fleet; returns once it takes work.
+    /// Size of the record that was written last.
+    pub async fn record_bytes(&self) -> Result<usize, BenchError> {
+        let failed = |error| BenchError::fleet("could not read a record", error);
+        let (js, stream) = (&self.client.js, self.client.names.records_stream());
+        let last = js.stream_state(&stream).await.map_err(failed)?.map_or(0, |state| state.last_seq);
+        let record = js.at(&stream, last).await.map_err(failed)?;
+        record.map(|record| record.payload.len()).ok_or_else(|| BenchError::broken("there is no record yet".into()))
+    }
+
+    /// Ends the workers of an own fleet.
+    pub async fn end_workers(&mut self) {
+        let workers = self.own.as_mut().map(|own| std::mem::take(&mut own.workers)).unwrap_or_default();
+        futures_util::future::join_all(workers.into_iter().map(part::end)).await;
+    }
+
+    /// Starts one more worker of an own fleet; returns once it takes work.
     pub async fn start_worker(&mut self, runtimes: &str, slots: usize, settings: &[Setting]) -> Result<(), BenchError> {
         let Some(own) = &mut self.own else { return Ok(()) };
-        let mut command = shoal("worker", &own.server.url());
-        command.env("SHOAL_WORKER_ID", "bench").env("SHOAL_RUNTIMES", runtimes);
+        let mut command = shoal("worker", &own.servers[0].url());
+        command.env("SHOAL_WORKER_ID", format!("bench-{}", own.workers.len())).env("SHOAL_RUNTIMES", runtimes);
         command.env("SHOAL_SLOTS", slots.to_string()).env("SHOAL_STATE_DIR", own.folder.path().join("state"));
         command.envs(settings.iter().map(|(name, value)| (name, value)));
         let (worker, _) = ready(command).await?;
-        own.worker = Some(worker);
+        own.workers.push(worker);
         Ok(())
     }
 
-    /// Starts a dispatcher of an own fleet; where its HTTP listens.
+    /// Starts a dispatcher of an own fleet, unless it runs; where its HTTP listens.
     pub async fn dispatcher(&mut self) -> Result<Option<String>, BenchError> {
         let Some(own) = &mut self.own else { return Ok(None) };
-        let mut command = shoal("dispatcher", &own.server.url());
-        command.env("SHOAL_HTTP", "127.0.0.1:0");
+        if let Some((_, http)) = &own.dispatcher {
+            return Ok(Some(http.clone()));
+        }
+        let mut command = shoal("dispatcher", &own.servers[0].url());
+        command.env("SHOAL_HTTP", "127.0.0.1:0").env("SHOAL_REPLICAS", own.stores.replicas.to_string());
         let (dispatcher, said) = ready(command).await?;
-        own.dispatcher = Some(dispatcher);
-        Ok(said.split_whitespace().find_map(|word| word.strip_prefix("http=http://")).map(str::to_owned))
+        let http = said.split_whitespace().find_map(|word| word.strip_prefix("http=http://"));
+        let http = http.ok_or_else(|| BenchError::broken(format!("the dispatcher said {said:?}")))?.to_owned();
+        own.dispatcher = Some((dispatcher, http.clone()));
+        Ok(Some(http))
     }
 
-    /// CPU time so far of `worker` and `server`, where they are ours.
-    pub fn cpu(&self) -> Vec<(&'static str, Duration)> {
-        self.pids().map(|(part, pid)| (part, cpu_of(pid))).collect()
+    /// Ends the dispatcher of an own fleet.
+    pub async fn end_dispatcher(&mut self) {
+        if let Some((dispatcher, _)) = self.own.as_mut().and_then(|own| own.dispatcher.take()) {
+            part::end(dispatcher).await;
+        }
     }
 
-    /// The processes of `worker` and `server`, where they are ours.
-    pub fn pids(&self) -> impl Iterator<Item = (&'static str, u32)> {
-        let worker = self.own.as_ref().and_then(|own| own.worker.as_ref()?.id()).map(|pid| ("worker", pid));
-        let server = self.own.as_ref().and_then(|own| own.server.pid()).map(|pid| ("server", pid));
-        worker.into_iter().chain(server)
+    /// Starts the engine without Shoal beside an own fleet, unless it runs. Whether there is one.
+    pub async fn start_engine(&mut self) -> Result<bool, BenchError> {
+        let Some(own) = &mut self.own else { return Ok(false) };
+        if own.engine.is_none() {
+            own.engine = Some(Engine::start(&own.servers[0].url(), &own.stores).await?);
+        }
+        Ok(true)
+    }
+
+    /// The engine without Shoal, where it runs.
+    pub fn engine(&self) -> Option<&Engine> {
+        self.own.as_ref()?.engine.as_ref()
+    }
+
+    /// The processes of `worker`, `server` and `dispatcher`, where they are ours.
+    pub fn pids(&self) -> Parts {
+        let Some(own) = &self.own else { return Parts::new() };
+        let workers = own.workers.iter().filter_map(|worker| Some(("worker", worker.id()?)));
+        let dispatcher = own.dispatcher.iter().filter_map(|(child, _)| Some(("dispatcher", child.id()?)));
+        workers.chain(servers(own)).chain(dispatcher).collect()
+    }
+
+    /// The processes of the engine without Shoal: its worker, and the server.
+    pub fn engine_pids(&self) -> Parts {
+        let Some(own) = &self.own else { return Parts::new() };
+        let worker = own.engine.as_ref().and_then(|engine| Some(("worker", engine.pid()?)));
+        worker.into_iter().chain(servers(own)).collect()
+    }
+
+    /// Every process of ours.
+    pub fn all_pids(&self) -> Parts {
+        let engine = self.engine().and_then(|engine| Some(("engine", engine.pid()?)));
+        self.pids().into_iter().chain(engine).collect()
     }
 
     /// Ends what is ours.
-    pub async fn end(self) {
+    pub async fn end(mut self) {
+        self.end_workers().await;
+        self.end_dispatcher().await;
         let Some(own) = self.own else { return };
-        for child in [own.worker, own.dispatcher].into_iter().flatten() {
-            end(child).await;
+        if let Some(engine) = own.engine {
+            engine.end().await;
         }
         drop((self.client, self.watcher));
-        own.server.stop().await;
+        futures_util::future::join_all(own.servers.into_iter().map(NatsServer::stop)).await;
     }
 }
 
-async fn connect(url: &str, names: Names) -> Result<Client, BenchError> {
-    let settings = ConnectSettings { url: Some(url.to_owned()), ..ConnectSettings::default() };
+fn servers(own: &Own) -> impl Iterator<Item = (&'static str, u32)> {
+    own.servers.iter().filter_map(|server| Some(("server", server.pid()?)))
+}
+
+/// So many, free at the same time.
+fn free_ports(count: usize) -> Result<Vec<u16>, BenchError> {
+    let failed = |error| BenchError::fleet("could not find a free port", error);
+    let held: Result<Vec<_>, _> = (0..count).map(|_| std::net::TcpListener::bind("127.0.0.1:0")).collect();
+    let ports = held.map_err(failed)?;
+    ports.iter().map(|held| Ok(held.local_addr().map_err(failed)?.port())).collect()
+}
+
+/// Makes the stores of the fleet that `client` names. A cluster that was just started has no leader yet.
+pub async fn ensure(client: &Client, stores: &StoreSettings) -> Result<(), BenchError> {
+    let deadline = tokio::time::Instant::now() + ELECTED;
+    loop {
+        let made = dispatcher::topology::ensure(&client.js, &client.names, stores, ::jetstream::Ensure::Upgrade).await;
+        match made {
+            Ok(_) => return Ok(()),
+            Err(_) if stores.replicas > 1 && tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(250)).await;
+            }
+            Err(error) => return Err(BenchError::fleet("could not make the stores", error)),
+        }
+    }
+}
+
+/// One more connection.
+pub async fn connect(url: &str, names: Names) -> Result<Client, BenchError> {
+    let settings = ::jetstream::ConnectSettings { url: Some(url.to_owned()), ..Default::default() };
     let connected = settings.connect("shoal bench").await;
     let connection = connected.map_err(|error| BenchError::fleet("could not connect to the fleet", error))?;
     Ok(Client::new(connection, names))
@@ -161,44 +294,9 @@ async fn connect(url: &str, names: Names) -> Result<Client, BenchError> {
 
 /// This program in another role, with nothing of our own settings.
 fn shoal(role: &str, url: &str) -> Command {
-    let mut command = Command::new("/proc/self/exe");
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("SHOAL_")) {
-        command.env_remove(name);
-    }
+    let mut command = part::this_program();
     // The worker makes the queue's consumer, whose lease it is.
     command.env("SHOAL_LOG_LEVEL", "warn").env("SHOAL_ACK_WAIT", ACK_WAIT.to_string());
-    command.arg(role).env("SHOAL_NATS_URL", url).stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
+    command.arg(role).env("SHOAL_NATS_URL", url);
     command
-}
-
-/// Starts a role and waits for its line.
-async fn ready(mut command: Command) -> Result<(Child, String), BenchError> {
-    let mut child = command.spawn().map_err(|error| BenchError::fleet("could not start a part of the fleet", error))?;
-    let stdout = child.stdout.take().expect("it is piped");
-    let mut lines = BufReader::new(stdout).lines();
-    let line = tokio::time::timeout(READY, lines.next_line()).await;
-    match line {
-        Ok(Ok(Some(line))) if line.starts_with("ready ") => Ok((child, line)),
-        Ok(Ok(line)) => Err(BenchError::Fleet {
-            what: format!(
-                "a part of the fleet did not start; it said {:?} and more on stderr",
-                line.unwrap_or_default()
-            ),
-            source: None,
-        }),
-        Ok(Err(error)) => Err(BenchError::fleet("could not hear a part of the fleet", error)),
-        Err(error) => Err(BenchError::fleet("a part of the fleet was not ready in time", error)),
-    }
-}
-
-/// Asks it to go, and sees it gone.
-async fn end(mut child: Child) {
-    if let Some(pid) = child.id() {
-        let pid = nix::unistd::Pid::from_raw(pid as i32);
-        // Gone already is gone too.
-        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
-    }
-    if tokio::time::timeout(Duration::from_secs(30), child.wait()).await.is_err() {
-        let _ = child.kill().await;
-    }
 }

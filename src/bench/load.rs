@@ -1,22 +1,19 @@
-//! A crowd of equal jobs: so many submitted, so many of them under way at once, each end seen by its event and judged.
+//! A crowd of equal jobs: so many submitted, so many of them under way at once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use dispatcher::client::{Client, Submission};
+use dispatcher::client::{Client, Submission, SubmitOptions, Submitted};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use schemas::{QueueName, State, TaskId};
-use serde::Deserialize;
+use schemas::{QueueName, TaskId};
 use tokio::sync::Semaphore;
 
 use super::BenchError;
 use super::report::Round;
-
-/// So long without any end, and nothing more is waited for.
-const PATIENCE: Duration = Duration::from_secs(60);
+use super::watch::{Watch, id};
 
 /// What is submitted.
 #[derive(Clone, Debug)]
@@ -31,71 +28,30 @@ pub struct Load {
     pub in_flight: usize,
 }
 
-/// What an end is judged by; the rest of the record is not read.
-#[derive(Deserialize)]
-struct Seen {
-    state: State,
-    #[serde(default)]
-    attempts: Vec<SeenAttempt>,
-}
-
-#[derive(Deserialize)]
-struct SeenAttempt {
-    #[serde(default)]
-    exit_code: Option<i32>,
-}
-
-impl Seen {
-    /// Whether it ended as it must: well, at the first try, and with exit code 0 where it has one.
-    fn judge(&self) -> bool {
-        let one = self.attempts.len() == 1;
-        self.state == State::Succeeded && one && self.attempts.iter().all(|a| a.exit_code.is_none_or(|code| code == 0))
+impl Load {
+    fn submission(&self, name: &str, at: usize) -> Submission {
+        let id = TaskId::new(id(name, at)).expect("letters, digits and dashes");
+        Submission::new(self.queue.clone(), Some(id), self.body.clone())
     }
 }
 
 /// Submits it through `client` and sees the ends through `watcher`, another connection. `name` makes the ids unique.
 pub async fn round(client: &Client, watcher: &Client, load: &Load, name: &str) -> Result<Round, BenchError> {
-    let prefix = format!("bench-{name}-");
-    let mut events = {
-        let any: schemas::TaskKey = format!("{}.x", load.queue).parse().expect("a queue's name and a letter");
-        let subject = watcher.names.event_subject(&any);
-        let subject = format!("{}*", subject.strip_suffix('x').expect("it ends with the id"));
-        let events = watcher.js.client().subscribe(subject).await;
-        events.map_err(|error| BenchError::fleet("could not watch the jobs' events", error))?
-    };
-    let flushed = watcher.js.client().flush().await;
-    flushed.map_err(|error| BenchError::fleet("could not watch the jobs' events", error))?;
-
+    let watch = Watch::open(watcher, &load.queue, name).await?;
     let sent: Arc<Vec<AtomicU64>> = Arc::new((0..load.tasks).map(|_| AtomicU64::new(0)).collect());
     let room = Arc::new(Semaphore::new(load.in_flight));
     let began = Instant::now();
     let mut watching = tokio::spawn({
-        let (sent, room, prefix, tasks) = (sent.clone(), room.clone(), prefix.clone(), load.tasks);
+        let (sent, room, tasks) = (sent.clone(), room.clone(), load.tasks);
         async move {
-            let (mut latencies, mut ended) = (Vec::with_capacity(tasks), vec![false; tasks]);
-            while latencies.len() < tasks {
-                let missing = tasks - latencies.len();
-                let stalled = BenchError::Stalled { missing, tasks, after: PATIENCE };
-                let Ok(Some(event)) = tokio::time::timeout(PATIENCE, events.next()).await else {
-                    return Err(stalled);
-                };
-                let id = event.subject.rsplit('.').next().and_then(|id| id.strip_prefix(&prefix));
-                // Somebody else's.
-                let Some(id) = id.and_then(|id| id.parse::<usize>().ok()).filter(|id| *id < tasks) else { continue };
-                let wrong = |why: String| BenchError::WrongEnd { key: format!("{prefix}{id}"), why };
-                let seen: Seen = serde_json::from_slice(&event.payload).map_err(|error| wrong(error.to_string()))?;
-                if !seen.state.is_terminal() {
-                    continue;
-                }
-                if !seen.judge() || std::mem::replace(&mut ended[id], true) {
-                    return Err(wrong(String::from_utf8_lossy(&event.payload).into_owned()));
-                }
-                let at = Duration::from_nanos(sent[id].load(Ordering::Relaxed));
+            let mut latencies = Vec::with_capacity(tasks);
+            let ended = |job: usize| {
+                let at = Duration::from_nanos(sent[job].load(Ordering::Relaxed));
                 latencies.push(began.elapsed().saturating_sub(at));
                 room.add_permits(1);
-            }
-            latencies.sort();
-            Ok(Round { took: began.elapsed(), latencies })
+            };
+            watch.ends(tasks, ended).await?;
+            Ok(Round::timed(began.elapsed(), latencies))
         }
     });
     let mut submits = FuturesUnordered::new();
@@ -113,8 +69,7 @@ pub async fn round(client: &Client, watcher: &Client, load: &Load, name: &str) -
             }
         }
         sent.store(began.elapsed().as_nanos() as u64, Ordering::Relaxed);
-        let id = TaskId::new(format!("{prefix}{at}")).expect("letters, digits and dashes");
-        submits.push(client.submit(Submission::new(load.queue.clone(), Some(id), load.body.clone())));
+        submits.push(client.submit(load.submission(name, at)));
     }
     while let Some(submitted) = submits.next().await {
         accepted(submitted)?;
@@ -122,7 +77,44 @@ pub async fn round(client: &Client, watcher: &Client, load: &Load, name: &str) -
     ended(watching.await)
 }
 
-type Submitting = Result<dispatcher::client::Submitted, dispatcher::client::SubmitError>;
+/// Submits it, and times until each is accepted; nobody need run it.
+pub async fn submit(client: &Client, load: &Load, name: &str) -> Result<Round, BenchError> {
+    let began = Instant::now();
+    let mut latencies = Vec::with_capacity(load.tasks);
+    let mut submits = FuturesUnordered::new();
+    let mut accept = |(submitted, took): (Submitting, Duration)| accepted(submitted).map(|()| latencies.push(took));
+    for at in 0..load.tasks {
+        if submits.len() == load.in_flight
+            && let Some(submitted) = submits.next().await
+        {
+            accept(submitted)?;
+        }
+        let (began, submit) = (Instant::now(), client.submit(load.submission(name, at)));
+        submits.push(async move { (submit.await, began.elapsed()) });
+    }
+    while let Some(submitted) = submits.next().await {
+        accept(submitted)?;
+    }
+    Ok(Round::timed(began.elapsed(), latencies))
+}
+
+/// Submits it in calls of `in_flight` tasks each, and times the calls.
+pub async fn submit_many(client: &Client, load: &Load, name: &str) -> Result<Round, BenchError> {
+    let began = Instant::now();
+    let mut latencies = Vec::new();
+    let numbers: Vec<usize> = (0..load.tasks).collect();
+    for call in numbers.chunks(load.in_flight) {
+        let tasks = call.iter().map(|at| load.submission(name, *at)).collect();
+        let began = Instant::now();
+        for submitted in client.submit_many(tasks, &SubmitOptions::default()).await {
+            accepted(submitted)?;
+        }
+        latencies.push(began.elapsed());
+    }
+    Ok(Round { jobs: load.tasks, ..Round::timed(began.elapsed(), latencies) })
+}
+
+type Submitting = Result<Submitted, dispatcher::client::SubmitError>;
 
 fn accepted(submitted: Submitting) -> Result<(), BenchError> {
     submitted.map(drop).map_err(BenchError::from)
@@ -132,17 +124,19 @@ fn ended(over: Result<Result<Round, BenchError>, tokio::task::JoinError>) -> Res
     over.unwrap_or_else(|error| Err(BenchError::fleet("the watch over the jobs broke", error)))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_one_good_end_at_the_first_try_counts() {
-        let judged = |record: &str| serde_json::from_str::<Seen>(record).unwrap().judge();
-        assert!(judged(r#"{"state":"succeeded","attempts":[{"outcome":"exited","exit_code":0}]}"#));
-        assert!(judged(r#"{"state":"succeeded","attempts":[{"outcome":"exited"}]}"#));
-        assert!(!judged(r#"{"state":"failed","attempts":[{"exit_code":1}]}"#));
-        assert!(!judged(r#"{"state":"succeeded","attempts":[{},{"exit_code":0}]}"#));
-        assert!(!judged(r#"{"state":"succeeded"}"#));
-    }
+/// Submits it while the queue is paused, then resumes it and sees the ends; the time runs from the first end on.
+pub async fn drain(client: &Client, watcher: &Client, load: &Load, name: &str) -> Result<Round, BenchError> {
+    let failed = |error| BenchError::fleet("could not pause or resume the queue", error);
+    client.pause_queue(&load.queue, None).await.map_err(|error| failed(Box::new(error)))?;
+    submit(client, load, name).await?;
+    let watch = Watch::open(watcher, &load.queue, name).await?;
+    client.resume_queue(&load.queue).await.map_err(|error| failed(Box::new(error)))?;
+    let mut first = None;
+    watch
+        .ends(load.tasks, |_| {
+            first.get_or_insert_with(Instant::now);
+        })
+        .await?;
+    let took = first.map_or(Duration::ZERO, |first| first.elapsed());
+    Ok(Round { jobs: load.tasks, took, latencies: Vec::new() })
 }

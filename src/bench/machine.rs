@@ -14,22 +14,42 @@ pub fn cpu_of(pid: u32) -> Duration {
 
 /// Memory of one process that is in RAM, in MiB.
 pub fn memory_mib(pid: u32) -> f64 {
+    status_mib(pid, "VmRSS:")
+}
+
+/// The most of it since [`forget_peak`].
+pub fn peak_mib(pid: u32) -> f64 {
+    status_mib(pid, "VmHWM:")
+}
+
+/// Begins the count of [`peak_mib`] anew.
+pub fn forget_peak(pid: u32) {
+    // Without it the peak is that of the process's whole life, which is no less.
+    let _ = std::fs::write(format!("/proc/{pid}/clear_refs"), "5");
+}
+
+fn status_mib(pid: u32, name: &str) -> f64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
     line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok()).unwrap_or(0.0) / 1024.0
 }
 
 /// CPU time of this process so far.
 pub fn own_cpu() -> Duration {
-    match nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF) {
-        Ok(usage) => [usage.user_time(), usage.system_time()]
-            .iter()
-            .map(|time| {
-                Duration::from_secs(time.tv_sec().max(0) as u64) + Duration::from_micros(time.tv_usec().max(0) as u64)
-            })
-            .sum(),
-        Err(_) => Duration::ZERO,
-    }
+    used(nix::sys::resource::UsageWho::RUSAGE_SELF)
+}
+
+/// CPU time of the children of this process that have ended, and of theirs.
+pub fn ended_cpu() -> Duration {
+    used(nix::sys::resource::UsageWho::RUSAGE_CHILDREN)
+}
+
+fn used(who: nix::sys::resource::UsageWho) -> Duration {
+    let Ok(usage) = nix::sys::resource::getrusage(who) else { return Duration::ZERO };
+    let time = |time: nix::sys::time::TimeVal| {
+        Duration::from_secs(time.tv_sec().max(0) as u64) + Duration::from_micros(time.tv_usec().max(0) as u64)
+    };
+    time(usage.user_time()) + time(usage.system_time())
 }
 
 /// CPU time of the whole machine: busy, and all of it.

@@ -1,15 +1,26 @@
 //! `shoal bench`: what a fleet does on this machine. Every job must end well, exactly once, before a figure is printed.
 
 mod bare;
+mod engine;
 mod fleet;
 mod load;
+mod logs;
 mod machine;
+mod meter;
+pub mod part;
+mod plan;
 mod registry;
 mod report;
+mod sitting;
+mod sleeper;
 mod suites;
+mod watch;
+mod work;
 
-pub use report::{Report, Row, Spread};
-pub use suites::{Place, Plan, Suite, run};
+pub use plan::{Place, Plan};
+pub use report::{Beside, Report, Spread};
+pub use sitting::run;
+pub use suites::Suite;
 
 /// Why a measurement is worth nothing.
 #[derive(Debug, thiserror::Error)]
@@ -49,5 +60,10 @@ impl BenchError {
     /// A fleet that could not be had.
     fn fleet(what: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Fleet { what: what.into(), source: Some(source.into()) }
+    }
+
+    /// A fleet that did not do what it must.
+    fn broken(what: String) -> Self {
+        Self::Fleet { what, source: None }
     }
 }

@@ -80,16 +80,22 @@ impl Registry {
         Ok(round(began, latencies))
     }
 
-    /// Lets each of them beat once.
-    pub async fn beat(&mut self, agents: usize, name: &str) -> Result<Round, BenchError> {
-        let mut latencies = Vec::with_capacity(agents);
-        let began = Instant::now();
-        for agent in 0..agents {
+    /// Lets some of them beat once each, agent `n` when `n` of `agents` equal parts of `span` are over.
+    async fn beat(
+        &mut self,
+        (agents, span): (usize, Duration),
+        some: impl Iterator<Item = usize>,
+        name: &str,
+    ) -> Result<Vec<Duration>, BenchError> {
+        let mut latencies = Vec::new();
+        let began = tokio::time::Instant::now();
+        for agent in some {
+            tokio::time::sleep_until(began + span.mul_f64(agent as f64 / agents as f64)).await;
             let path = format!("/api/agents/{}/heartbeat", id(name, agent));
             let body = json!({"running_count": 1});
             latencies.push(self.ask(Method::POST, path, Some(body), StatusCode::OK).await?.1);
         }
-        Ok(round(began, latencies))
+        Ok(latencies)
     }
 
     /// Lists them all `times` times; each list must hold every one.
@@ -119,12 +125,26 @@ impl Registry {
     }
 }
 
+/// Lets every agent beat once within `span`, evenly, over these connections.
+pub async fn beat(
+    connections: &mut [Registry],
+    agents: usize,
+    span: Duration,
+    name: &str,
+) -> Result<Round, BenchError> {
+    let (began, lanes) = (Instant::now(), connections.len());
+    let beats = connections.iter_mut().enumerate().map(|(lane, connection)| {
+        let some = (lane..agents).step_by(lanes);
+        connection.beat((agents, span), some, name)
+    });
+    let latencies = futures_util::future::try_join_all(beats).await?;
+    Ok(round(began, latencies.into_iter().flatten().collect()))
+}
+
 fn id(name: &str, agent: usize) -> String {
     format!("bench-{name}-{agent}")
 }
 
-fn round(began: Instant, mut latencies: Vec<Duration>) -> Round {
-    let took = began.elapsed();
-    latencies.sort();
-    Round { took, latencies }
+fn round(began: Instant, latencies: Vec<Duration>) -> Round {
+    Round::timed(began.elapsed(), latencies)
 }

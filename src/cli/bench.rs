@@ -7,7 +7,7 @@ use worker::runtime::docker;
 use worker::runtime::docker::bare::TRUE_IMAGE;
 
 use super::{Error, Server};
-use crate::bench::{BenchError, Place, Plan, Report, Row, Spread, Suite};
+use crate::bench::{BenchError, Beside, Place, Plan, Report, Spread, Suite};
 use crate::exit::{self, Exit};
 use crate::nats_server;
 use crate::output::{self, Format, Table};
@@ -17,7 +17,7 @@ use crate::output::{self, Format, Table};
 #[command(after_help = "Compare figures only within one sitting, and with other programs measured in the same one: a \
                         machine's speed changes from hour to hour.")]
 pub struct Bench {
-    /// What to measure [default: everything that runs here]
+    /// What to measure [default: what runs here and takes a few minutes in all]
     #[arg(value_enum, value_name = "SUITE")]
     pub suites: Vec<Suite>,
     /// Rounds of each case; figures are their medians
@@ -72,9 +72,9 @@ pub async fn run(args: Bench, on: &Server<'_>) -> Result<Exit, Error> {
     Ok(exit::DONE)
 }
 
-/// Every suite that runs here.
+/// Every usual suite that runs here.
 async fn everything(engine: &ContainerSettings) -> Vec<Suite> {
-    let mut suites = Suite::all().to_vec();
+    let mut suites: Vec<Suite> = Suite::usual().collect();
     if !docker::found(engine).await {
         output::talk(format_args!("container: left out, for no Docker engine answers"));
         suites.retain(|suite| *suite != Suite::Container);
@@ -95,20 +95,26 @@ fn failed(error: BenchError) -> Error {
 fn print(report: &Report) {
     let mut table = Table::new(&["SUITE", "CASE", "JOBS", "PER SECOND", "P50 MS", "P99 MS", "CPU µS A JOB", "BESIDE"]);
     for row in &report.rows {
+        let cpu: Vec<_> = row.cpu_us.iter().map(|cpu| format!("{} {:.0}", cpu.part, cpu.us)).collect();
+        let mut beside = row.beside.iter().map(beside);
         table.row([
             row.suite.to_owned(),
             row.case.clone(),
-            row.jobs.to_string(),
+            if row.unit == "jobs" { row.jobs.to_string() } else { format!("{} {}", row.jobs, row.unit) },
             rate(row.per_second),
-            format!("{:.2} [{:.2}-{:.2}]", row.p50_ms.median, row.p50_ms.least, row.p50_ms.most),
-            format!("{:.2}", row.p99_ms.median),
-            row.cpu_us.iter().map(|cpu| format!("{} {:.0}", cpu.part, cpu.us)).collect::<Vec<_>>().join(", "),
-            beside(row),
+            row.p50_ms.map_or(String::new(), |p50| format!("{:.2} [{:.2}-{:.2}]", p50.median, p50.least, p50.most)),
+            row.p99_ms.map_or(String::new(), |p99| format!("{:.2}", p99.median)),
+            cpu.join(", "),
+            beside.next().unwrap_or_default(),
         ]);
+        for beside in beside {
+            table.row([(); 7].map(|()| String::new()).into_iter().chain([beside]).collect::<Vec<_>>());
+        }
     }
     if !report.rows.is_empty() {
         table.print();
     }
+    print_memory(report);
     if let Some(idle) = &report.idle {
         let mut table = Table::new(&["AT REST", "CPU % OF A CORE", "MEMORY MIB"]);
         for part in &idle.parts {
@@ -121,13 +127,36 @@ fn print(report: &Report) {
             first.median, first.least, first.most
         ));
     }
-    let foreign = report.foreign_cpu.map_or(String::new(), |share| {
-        format!(", {:.0} % of the machine used by others and by what the jobs started", share * 100.0)
-    });
+    let foreign = report
+        .foreign_cpu
+        .map_or(String::new(), |share| format!(", {:.0} % of the machine used by others", share * 100.0));
     output::talk(format_args!(
-        "shoal {}, nats-server {}, storage {}, {} cores{foreign}; medians of {} rounds, with the least and the most",
-        report.version, report.server, report.storage, report.cores, report.rounds,
+        "shoal {}, nats-server {}, storage {}, sync {}, {} cores{foreign}; medians of {} rounds at {} %, with the least \
+         and the most",
+        report.version, report.server, report.storage, report.sync, report.cores, report.rounds, report.percent,
     ));
+}
+
+/// What was held in RAM, where that was measured.
+fn print_memory(report: &Report) {
+    let rows = report.rows.iter().flat_map(|row| row.memory.iter().map(move |part| (row.case.clone(), part)));
+    let whole = report.memory.iter().flat_map(|memory| {
+        let case = format!("{} no-ops, then nothing", memory.jobs);
+        memory.parts.iter().map(move |part| (case.clone(), part))
+    });
+    let mut table = Table::new(&["MEMORY MIB", "CASE", "START", "PEAK", "END"]);
+    let mut empty = true;
+    for (case, part) in rows.chain(whole) {
+        let figures = [part.start_mib, part.peak_mib, part.end_mib].map(|figure| format!("{figure:.1}"));
+        table.row([part.part.to_owned(), case].into_iter().chain(figures).collect::<Vec<_>>());
+        empty = false;
+    }
+    if !empty {
+        table.print();
+    }
+    if let Some(memory) = &report.memory {
+        output::line(format_args!("this program's file is {:.1} MiB", memory.binary_mib));
+    }
 }
 
 /// Jobs a second, with a fraction where a whole number would say too little.
@@ -136,14 +165,21 @@ fn rate(rate: Spread) -> String {
     format!("{:.digits$} [{:.digits$}-{:.digits$}]", rate.median, rate.least, rate.most)
 }
 
-/// What the same work takes without Shoal.
-fn beside(row: &Row) -> String {
-    let Some(bare) = &row.bare else { return String::new() };
-    format!(
-        "{}: {}/s, {:.2} ms; ours is {:.2} of its speed",
-        bare.what,
-        rate(bare.per_second),
-        bare.p50_ms.median,
-        row.per_second.median / bare.per_second.median
-    )
+/// What the same work takes without Shoal, and ours over it.
+fn beside(beside: &Beside) -> String {
+    let Beside { what, per_second, p50_ms, p99_ms, cpu_us, ratio } = beside;
+    let cpu: Vec<_> = cpu_us.iter().map(|cpu| format!("{} {:.0}", cpu.part, cpu.us)).collect();
+    let times = |figures: &Option<Spread>| figures.map_or("-".into(), |figure| format!("{:.2}", figure.median));
+    let mut text = format!("{what}: {}/s", rate(*per_second));
+    if p50_ms.is_some() {
+        text += &format!(", {} / {} ms", times(p50_ms), times(p99_ms));
+    }
+    if !cpu.is_empty() {
+        text += &format!(", µs {}", cpu.join(", "));
+    }
+    text += &format!("; ours has {:.2} of its speed", ratio.per_second.median);
+    if p50_ms.is_some() {
+        text += &format!(", {} × p50, {} × p99", times(&ratio.p50), times(&ratio.p99));
+    }
+    text
 }
