@@ -8,6 +8,7 @@ mod config;
 mod exit;
 mod nats_server;
 mod output;
+mod resident;
 mod stop;
 mod telemetry;
 mod up;

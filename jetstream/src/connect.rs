@@ -1,6 +1,8 @@
 //! The connection: where the server is, who we are, and what became of the link.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_nats::{ConnectErrorKind, ConnectOptions, Event};
@@ -119,8 +121,12 @@ impl Context {
     }
 }
 
-/// Reconnects soon at first, then patiently, never in step with the rest of the fleet.
-fn reconnect_delay(attempt: usize) -> Duration {
+/// Connects at once; reconnects soon at first, then patiently, never in step with the rest of the fleet. The client crate
+/// asks before each attempt, the very first one too (0.51), which fails after one round through the servers.
+fn connect_delay(was_connected: bool, attempt: usize) -> Duration {
+    if !was_connected {
+        return Duration::ZERO;
+    }
     let bound = 50_u64.saturating_mul(1 << attempt.min(7)).min(4_000);
     Duration::from_millis(rand::random_range(bound / 2..=bound))
 }
@@ -137,15 +143,18 @@ impl ConnectSettings {
             self.url.clone().or_else(from_env).or_else(|| given(&context.url)).unwrap_or_else(|| DEFAULT_URL.into());
 
         let (news, link) = watch::channel(Link { connected: false, epoch: 0 });
+        let connected = Arc::new(AtomicBool::new(false));
+        let was_connected = connected.clone();
         let mut options = ConnectOptions::new()
             .name(name)
             .ping_interval(Duration::from_secs(10))
             .connection_timeout(Duration::from_secs(5))
             .max_reconnects(None)
-            .reconnect_delay_callback(reconnect_delay)
+            .reconnect_delay_callback(move |attempt| connect_delay(was_connected.load(Ordering::Relaxed), attempt))
             .event_callback(move |event| {
                 match &event {
                     Event::Connected => {
+                        connected.store(true, Ordering::Relaxed);
                         news.send_modify(|link| *link = Link { connected: true, epoch: link.epoch + 1 });
                     }
                     Event::Disconnected | Event::Closed => news.send_modify(|link| link.connected = false),
@@ -301,8 +310,11 @@ mod tests {
     }
 
     #[test]
-    fn reconnects_are_soon_at_first_and_bounded() {
-        assert!(reconnect_delay(0) <= Duration::from_millis(50));
-        assert!((0..100).map(reconnect_delay).all(|delay| delay <= Duration::from_secs(4)));
+    fn a_connect_is_at_once_and_reconnects_are_spread_and_bounded() {
+        assert_eq!(connect_delay(false, 1), Duration::ZERO);
+        let reconnect = |attempt| connect_delay(true, attempt);
+        assert!((0..100).map(reconnect).all(|delay| delay >= Duration::from_millis(25)));
+        assert!(reconnect(0) <= Duration::from_millis(50));
+        assert!((0..100).map(reconnect).all(|delay| delay <= Duration::from_secs(4)));
     }
 }

@@ -213,14 +213,13 @@ impl JetStream {
             match reply.status {
                 None => {
                     let text = |name: &str| headers.get(name).map(|value| value.as_str().to_owned());
+                    let stored_at = headers.get("Nats-Time-Stamp").and_then(|time| time.as_str().parse().ok());
                     page.messages.push(StoredMessage {
                         subject: text("Nats-Subject").unwrap_or_default(),
                         sequence: number("Nats-Sequence").unwrap_or_default(),
-                        stored_at: text("Nats-Time-Stamp")
-                            .and_then(|time| time.parse().ok())
-                            .unwrap_or(Timestamp::from_millis(0)),
+                        stored_at: stored_at.unwrap_or(Timestamp::from_millis(0)),
                         payload: reply.payload,
-                        headers: headers.clone(),
+                        headers,
                     });
                 }
                 // End of batch.

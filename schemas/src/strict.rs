@@ -1,5 +1,6 @@
 //! The door for submitters: every unknown field is an error that names the nearest known one.
 
+use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use schemars::schema_for;
@@ -85,7 +86,7 @@ pub fn agent_beat(value: &Value) -> Result<AgentBeat, InvalidTask> {
 
 fn checked<T: serde::de::DeserializeOwned>(schema: &Value, value: &Value) -> Result<T, InvalidTask> {
     walk(schema, schema, value, "")?;
-    serde_json::from_value(value.clone()).map_err(|error| InvalidTask::undecodable(&error))
+    T::deserialize(value).map_err(|error| InvalidTask::undecodable(&error))
 }
 
 /// Follows `value` along `schema` and stops at the first field or value that has no place there.
@@ -104,20 +105,18 @@ fn walk(root: &Value, schema: &Value, value: &Value, path: &str) -> Result<(), I
 }
 
 fn walk_object(root: &Value, schemas: &[&Value], fields: &Map<String, Value>, path: &str) -> Result<(), InvalidTask> {
-    let properties: Map<String, Value> = schemas
-        .iter()
-        .filter_map(|schema| schema.get("properties")?.as_object())
-        .flat_map(|properties| properties.iter().map(|(name, schema)| (name.clone(), schema.clone())))
-        .collect();
+    let properties = schemas.iter().filter_map(|schema| schema.get("properties")?.as_object());
+    let properties: BTreeMap<&str, &Value> =
+        properties.flatten().map(|(name, schema)| (name.as_str(), schema)).collect();
     let others = schemas.iter().find_map(|schema| schema.get("additionalProperties").filter(|s| s.is_object()));
     if properties.is_empty() && others.is_none() {
         return mismatch(schemas, &Value::Object(fields.clone()), path);
     }
     for (name, value) in fields {
-        match properties.get(name).or(others) {
+        match properties.get(name.as_str()).copied().or(others) {
             Some(schema) => walk(root, schema, value, &join(path, name))?,
             None => {
-                let known: Vec<&str> = properties.keys().map(String::as_str).collect();
+                let known: Vec<&str> = properties.keys().copied().collect();
                 return Err(InvalidTask::unknown(path, name, &known));
             }
         }

@@ -10,7 +10,7 @@ use super::stores::Stores;
 use super::worker::{Beat, listen};
 use super::{Error, global};
 use crate::exit::{self, Exit};
-use crate::output;
+use crate::{output, resident};
 
 /// Flags of `shoal dispatcher`.
 #[derive(Clone, Debug, Args)]
@@ -73,9 +73,14 @@ pub async fn run(args: Dispatcher, global: &global::Global) -> Result<Exit, Erro
         // An error means that it ended before it was ready; why is what the other future says.
         if let Ok(address) = is_ready.await {
             output::line(format_args!("ready http=http://{address}"));
+            resident::settle().await;
         }
+        std::future::pending::<std::convert::Infallible>().await
     };
-    let (ended, ()) = tokio::join!(::dispatcher::run(config, connection, signals.drain, ready), announce);
+    let ended = tokio::select! {
+        ended = ::dispatcher::run(config, connection, signals.drain, ready) => ended,
+        never = announce => match never {},
+    };
     ended.map_err(failed)?;
     Ok(exit::DONE)
 }

@@ -13,7 +13,7 @@ use super::containers::Containers;
 use super::stores::Stores;
 use super::{Error, global, pair};
 use crate::exit::{self, Exit};
-use crate::{output, stop};
+use crate::{output, resident, stop};
 
 /// Flags of `shoal worker`.
 #[derive(Clone, Debug, Args)]
@@ -205,9 +205,14 @@ pub async fn run(args: Worker, global: &global::Global) -> Result<Exit, Error> {
         // An error means that it ended before it was ready; why is what `work` says.
         if let Ok(id) = is_ready.await {
             output::line(format_args!("ready worker={id}"));
+            resident::settle().await;
         }
+        std::future::pending::<std::convert::Infallible>().await
     };
-    let (ended, ()) = tokio::join!(work, announce);
+    let ended = tokio::select! {
+        ended = work => ended,
+        never = announce => match never {},
+    };
     ended.map_err(failed)?;
     Ok(exit::DONE)
 }

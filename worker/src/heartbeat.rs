@@ -2,6 +2,8 @@
 //! measured keeps a beat from being sent.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +33,8 @@ pub struct Heartbeat {
     ready: watch::Receiver<bool>,
     draining: watch::Receiver<bool>,
     cpu: Option<(u64, u64)>,
+    /// Of this machine, or of what this program may use of it. Counted once: that takes a dozen system calls.
+    cores: u64,
 }
 
 impl Heartbeat {
@@ -38,7 +42,8 @@ impl Heartbeat {
     pub fn new(worker: Arc<Worker>, ready: watch::Receiver<bool>, draining: watch::Receiver<bool>) -> Self {
         let hostname = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
         let registered_at = worker.js.now();
-        Self { worker, registered_at, hostname, ready, draining, cpu: None }
+        let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+        Self { worker, registered_at, hostname, ready, draining, cpu: None, cores }
     }
 
     /// Beats until `stop`, at once on every change of status, then says `offline`.
@@ -157,10 +162,9 @@ impl Heartbeat {
         let now = cpu_times()?;
         let before = self.cpu.replace(now).unwrap_or((0, 0));
         let (busy, all) = (now.0.saturating_sub(before.0), now.1.saturating_sub(before.1));
-        let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
         let idle = all.saturating_sub(busy);
         Some(Resources {
-            cpu_millis: (cores * 1_000 * idle).checked_div(all).unwrap_or(0),
+            cpu_millis: (self.cores * 1_000 * idle).checked_div(all).unwrap_or(0),
             memory_bytes: memory,
             disk_bytes: disk,
             more: More::default(),
@@ -176,14 +180,21 @@ fn disk_bytes(path: &Path) -> Option<u64> {
 }
 
 fn memory_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let text = head("/proc/meminfo")?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib << 10)
 }
 
+/// The first lines of a file of the kernel, in one read.
+fn head(path: &str) -> Option<String> {
+    let mut head = [0; 512];
+    let read = File::open(path).ok()?.read(&mut head).ok()?;
+    Some(String::from_utf8_lossy(&head[..read]).into_owned())
+}
+
 /// Busy and all CPU time of the machine, in ticks.
 fn cpu_times() -> Option<(u64, u64)> {
-    let text = std::fs::read_to_string("/proc/stat").ok()?;
+    let text = head("/proc/stat")?;
     let ticks: Vec<u64> = text.lines().next()?.split_whitespace().skip(1).filter_map(|v| v.parse().ok()).collect();
     let all = ticks.iter().take(8).sum();
     // user nice system idle iowait …

@@ -36,9 +36,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::future::try_join_all;
+use futures_util::{StreamExt, TryFutureExt};
 use jetstream::{ApiError, Connection, JetStream};
-use schemas::{AgentId, QueueSettings};
+use schemas::{AgentId, QueueName, QueueSettings};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -107,7 +108,6 @@ pub async fn run(
     let held = held::Held::take_over(&config.state_dir, &identity.id).await;
     let js = JetStream::new(connection.client.clone());
     let queues = bind_queues(&js, &config).await?;
-    clock::heed(&js, &config).await;
     let (calls, runtimes) = allowed_runtimes(&js, &config, &identity, &held).await?;
     let worker = Arc::new(Worker {
         id: identity.id.clone(),
@@ -222,16 +222,26 @@ async fn wait_for_end(
     }
 }
 
-/// Binds every queue, and makes what is missing.
+/// Binds every queue, and makes what is missing; compares clocks meanwhile. Whatever need not wait for another goes out
+/// with it: each of these is a way to the server and back before the first task.
 async fn bind_queues(js: &JetStream, config: &Config) -> Result<Vec<Queue>, WorkerError> {
-    let mut queues = Vec::new();
-    for name in config.queues.names() {
-        let failed = |source| WorkerError::Stores { queue: name.to_string(), source };
-        let consumer = stores::ensure_queue(js, config, name).await.map_err(failed)?;
-        let settings = stores::read_settings(js, config, name).await.map_err(failed)?;
-        queues.push(Queue::new(name.clone(), consumer.ack_wait(), settings));
+    let failed = |name: &QueueName| {
+        let queue = name.to_string();
+        |source| WorkerError::Stores { queue, source }
+    };
+    let mut names = config.queues.names().iter();
+    let bind = |name| stores::ensure_queue(js, config, name).map_err(failed(name));
+    let mut consumers = Vec::new();
+    // The first one makes the stores if there are none.
+    if let Some(first) = names.next() {
+        consumers.push(bind(first).await?);
     }
-    Ok(queues)
+    consumers.extend(try_join_all(names.map(bind)).await?);
+    let read = |name| stores::read_settings(js, config, name).map_err(failed(name));
+    let settings = try_join_all(config.queues.names().iter().map(read));
+    let (settings, ()) = tokio::join!(settings, clock::heed(js, config));
+    let bound = config.queues.names().iter().zip(consumers).zip(settings?);
+    Ok(bound.map(|((name, consumer), settings)| Queue::new(name.clone(), consumer.ack_wait(), settings)).collect())
 }
 
 type Runtimes = BTreeMap<&'static str, Arc<dyn Runtime>>;

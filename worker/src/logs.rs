@@ -18,6 +18,10 @@ use crate::worker::Worker;
 
 /// Largest body of one log message.
 const LARGEST_BATCH: usize = 64 << 10;
+/// Room for the first read of a stream. Most workloads say little, and a worker may run thousands of them.
+const FIRST_READ: usize = 1 << 10;
+/// Room for a read of a stream that fills whatever it is given.
+const LARGEST_READ: usize = 32 << 10;
 /// A few lines that come together travel together; nobody notices this much later.
 const GATHER_FOR: Duration = Duration::from_millis(20);
 /// How long a batch is tried before output is given up: longer than any restart of a server.
@@ -249,10 +253,12 @@ async fn read(
     activity: Activity,
 ) {
     let mut buffer = BytesMut::new();
+    let mut room = FIRST_READ;
     loop {
-        buffer.reserve(largest.min(32 << 10));
+        buffer.reserve(room);
         match from.read_buf(&mut buffer).await {
             Ok(0) => return,
+            Ok(read) if read >= room => room = (room * 4).min(largest.min(LARGEST_READ)),
             Ok(_) => {}
             Err(error) => {
                 tracing::warn!(%error, "output of a workload unreadable");

@@ -1,5 +1,6 @@
 //! The registry over HTTP, also for programs that are no workers: they register, beat, and are judged like everyone else.
-//! A beat is one read and one write, whatever the size of the fleet. A worker's own record is its own while it lives.
+//! A beat is one write, whatever the size of the fleet, and one read more where another dispatcher got the last one. A
+//! worker's own record is its own while it lives.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -112,8 +113,14 @@ async fn look(api: &Api, id: &AgentId) -> Result<(Option<AgentView>, u64), Clien
     }
 }
 
-/// Writes over `revision`; `false` if something else came first.
-async fn write(api: &Api, id: &AgentId, revision: u64, headers: HeaderMap, body: Bytes) -> Result<bool, Failure> {
+/// Writes over `revision`; the new one, or `None` if something else came first.
+async fn write(
+    api: &Api,
+    id: &AgentId,
+    revision: u64,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Option<u64>, Failure> {
     if body.len() > LARGEST {
         return Err(Failure::too_large(format!(
             "the record of {id} is {} bytes; at most {LARGEST} are taken",
@@ -123,8 +130,10 @@ async fn write(api: &Api, id: &AgentId, revision: u64, headers: HeaderMap, body:
     let client = &api.client;
     let (stream, subject) = (format!("KV_{}", client.names.agents_bucket()), client.names.agent_subject(id));
     let what = format!("the record of agent {id}");
-    let written = record::set(&client.js, &stream, &subject, revision, headers, body, what).await?;
-    Ok(matches!(written, Written::Stored(_)))
+    Ok(match record::set(&client.js, &stream, &subject, revision, headers, body, what).await? {
+        Written::Stored(revision) => Some(revision),
+        Written::Refused => None,
+    })
 }
 
 fn contended(id: &AgentId) -> Failure {
@@ -146,16 +155,15 @@ fn is_a_workers(api: &Api, found: &AgentView) -> Result<(), Failure> {
     }
 }
 
-/// Puts a program into the registry.
-pub async fn register(api: &Api, peer: IpAddr, given: AgentRegistration) -> Result<AgentRecord, Failure> {
+/// Puts a program into the registry. Returns its record as stored.
+async fn register(api: &Api, peer: IpAddr, given: AgentRegistration) -> Result<Bytes, Failure> {
     for _ in 0..TRIES {
         let (found, revision) = look(api, &given.id).await?;
         found.as_ref().map_or(Ok(()), |found| is_a_workers(api, found))?;
         let before = found.map(|found| found.record).filter(|record| record.kind == AgentKind::External);
         let record = registered(given.clone(), before.as_ref(), peer, Timestamp::now());
-        let body = serde_json::to_vec(&record).expect("a record is plain data");
-        if write(api, &given.id, revision, HeaderMap::new(), body.into()).await? {
-            return Ok(record);
+        if let Some(stored) = store(api, record, revision).await? {
+            return Ok(stored);
         }
     }
     Err(contended(&given.id))
@@ -191,20 +199,35 @@ fn registered(given: AgentRegistration, before: Option<&AgentRecord>, peer: IpAd
     }
 }
 
-/// Tells that an agent lives.
-pub async fn beat(api: &Api, id: &AgentId, beat: AgentBeat) -> Result<AgentRecord, Failure> {
+/// Stores a record over `revision`, and keeps it in mind; `None` if something else came first.
+async fn store(api: &Api, record: AgentRecord, revision: u64) -> Result<Option<Bytes>, Failure> {
+    let body: Bytes = serde_json::to_vec(&record).expect("a record is plain data").into();
+    let written = write(api, &record.id, revision, HeaderMap::new(), body.clone()).await?;
+    Ok(written.map(|revision| {
+        api.registry.known.keep(record, revision);
+        body
+    }))
+}
+
+/// Tells that an agent lives. Returns its record as stored.
+async fn beat(api: &Api, id: &AgentId, beat: AgentBeat) -> Result<Bytes, Failure> {
+    let mut known = api.registry.known.take(id);
     for _ in 0..TRIES {
-        let (found, revision) = look(api, id).await?;
-        let Some(found) = found else {
-            return Err(Failure::not_found(format!("no agent `{id}`")).hint("register it: POST /api/agents"));
+        let (record, revision) = match known.take() {
+            Some(known) => known,
+            None => match look(api, id).await? {
+                (Some(found), revision) => (found.record, revision),
+                (None, _) => {
+                    return Err(Failure::not_found(format!("no agent `{id}`")).hint("register it: POST /api/agents"));
+                }
+            },
         };
-        if found.record.kind == AgentKind::Worker {
+        if record.kind == AgentKind::Worker {
             return Err(Failure::conflict(format!("`{id}` is a worker, which beats by itself")));
         }
-        let record = beaten(found.record, beat.clone(), Timestamp::now());
-        let body = serde_json::to_vec(&record).expect("a record is plain data");
-        if write(api, id, revision, HeaderMap::new(), body.into()).await? {
-            return Ok(record);
+        let record = beaten(record, beat.clone(), Timestamp::now());
+        if let Some(stored) = store(api, record, revision).await? {
+            return Ok(stored);
         }
     }
     Err(contended(id))
@@ -238,14 +261,19 @@ async fn register_over_http(
     let value = body.value()?.ok_or_else(|| Failure::argument("", "the body must name at least the `id`"))?;
     let given =
         strict::agent_registration(&value).map_err(|error| Failure::wrong_field(error, Code::InvalidArgument))?;
+    let location = HeaderValue::try_from(format!("/api/agents/{}", given.id)).expect("ids are ASCII");
     let record = register(&api, peer.ip(), given).await?;
-    let location = HeaderValue::try_from(format!("/api/agents/{}", record.id)).expect("ids are ASCII");
-    Ok((StatusCode::CREATED, [(http_header::LOCATION, location)], Json(record)).into_response())
+    Ok((StatusCode::CREATED, [(http_header::LOCATION, location)], json(record)).into_response())
 }
 
 async fn list_over_http(State(api): State<Api>, Query(query): Query<AgentsQuery>) -> Result<Response, Failure> {
     let list = list(&api, &query).await?;
-    Ok(([(http_header::CONTENT_TYPE, JSON)], list).into_response())
+    Ok(json(list))
+}
+
+/// An answer that is JSON already.
+fn json(body: Bytes) -> Response {
+    ([(http_header::CONTENT_TYPE, JSON)], body).into_response()
 }
 
 async fn get_over_http(State(api): State<Api>, Path(id): Path<String>) -> Result<Json<AgentRecord>, Failure> {
@@ -254,18 +282,14 @@ async fn get_over_http(State(api): State<Api>, Path(id): Path<String>) -> Result
     Ok(Json(AgentRecord { status, ..found.record }))
 }
 
-async fn beat_over_http(
-    State(api): State<Api>,
-    Path(id): Path<String>,
-    body: Body,
-) -> Result<Json<AgentRecord>, Failure> {
+async fn beat_over_http(State(api): State<Api>, Path(id): Path<String>, body: Body) -> Result<Response, Failure> {
     let given = match body.value()? {
         Some(value) => {
             strict::agent_beat(&value).map_err(|error| Failure::wrong_field(error, Code::InvalidArgument))?
         }
         None => AgentBeat::default(),
     };
-    beat(&api, &id.parse()?, given).await.map(Json)
+    beat(&api, &id.parse()?, given).await.map(json)
 }
 
 async fn remove(State(api): State<Api>, Path(id): Path<String>) -> Result<StatusCode, Failure> {
@@ -278,7 +302,7 @@ async fn remove(State(api): State<Api>, Path(id): Path<String>) -> Result<Status
         is_a_workers(&api, &found)?;
         let mut headers = HeaderMap::new();
         headers.insert(header::KV_OPERATION, "DEL");
-        if write(&api, &id, revision, headers, Bytes::new()).await? {
+        if write(&api, &id, revision, headers, Bytes::new()).await?.is_some() {
             return Ok(StatusCode::NO_CONTENT);
         }
     }

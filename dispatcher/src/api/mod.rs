@@ -7,6 +7,7 @@ mod artifacts;
 mod events;
 mod guard;
 mod health;
+mod known;
 pub(crate) mod openapi;
 pub(crate) mod problem;
 mod queues;

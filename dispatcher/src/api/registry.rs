@@ -12,6 +12,7 @@ use schemas::{AgentId, AgentRecord, AgentStatus, Timestamp};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
+use super::known::Known;
 use crate::client::{AgentView, Client, ClientError};
 
 /// Entries in one read.
@@ -28,6 +29,8 @@ pub struct Registry {
     offline_after: Duration,
     memory: Mutex<Memory>,
     asked_at: AtomicI64,
+    /// Of those who beat here.
+    pub known: Known,
 }
 
 #[derive(Debug, Default)]
@@ -37,11 +40,19 @@ struct Memory {
     agents: BTreeMap<AgentId, Kept>,
 }
 
-#[derive(Clone, Debug)]
+/// As little as a list needs: there may be ten thousand.
+#[derive(Debug)]
 struct Kept {
-    view: AgentView,
-    /// The record as the bucket has it.
-    json: Bytes,
+    says: AgentStatus,
+    last_heartbeat: Timestamp,
+    /// The record as the bucket has it. A copy: what came from the server holds on to all that came with it.
+    json: Box<[u8]>,
+}
+
+impl Kept {
+    fn record(&self) -> AgentRecord {
+        serde_json::from_slice(&self.json).expect("it was read before it was kept")
+    }
 }
 
 /// Which agents.
@@ -54,26 +65,29 @@ pub struct Wanted<'a> {
 }
 
 impl Wanted<'_> {
-    fn takes(&self, status: AgentStatus, record: &AgentRecord) -> bool {
-        let has = |(name, value): (&str, Option<&str>)| {
-            record.labels.get(name).is_some_and(|has| value.is_none_or(|value| has == value))
-        };
-        self.status.is_none_or(|wanted| wanted == status) && self.label.is_none_or(has)
+    /// `record` is asked for only where it matters.
+    fn takes(&self, status: AgentStatus, record: impl FnOnce() -> AgentRecord) -> bool {
+        self.status.is_none_or(|wanted| wanted == status)
+            && self.label.is_none_or(|(name, value)| {
+                record().labels.get(name).is_some_and(|has| value.is_none_or(|value| has == value))
+            })
     }
 }
 
 impl Registry {
     /// Agents silent for longer than `offline_after` count as offline, whatever they said last.
     pub fn new(client: Client, offline_after: Duration) -> Self {
-        Self { client, offline_after, memory: Mutex::default(), asked_at: AtomicI64::new(0) }
+        let known = Known::default();
+        Self { client, offline_after, memory: Mutex::default(), asked_at: AtomicI64::new(0), known }
     }
 
     /// How an agent is now.
     pub fn judge(&self, record: &AgentRecord, now: Timestamp) -> AgentStatus {
-        match now.since(record.last_heartbeat) > self.offline_after {
-            true => AgentStatus::Offline,
-            false => record.status,
-        }
+        self.judged(record.status, record.last_heartbeat, now)
+    }
+
+    fn judged(&self, says: AgentStatus, last_heartbeat: Timestamp, now: Timestamp) -> AgentStatus {
+        if now.since(last_heartbeat) > self.offline_after { AgentStatus::Offline } else { says }
     }
 
     /// Keeps fresh what somebody asks for now and then, so that a list finds little left to read.
@@ -101,21 +115,21 @@ impl Registry {
         let mut memory = self.memory.lock().await;
         memory.refresh(&self.client).await?;
         // The bucket forgets the gone after a day, without a word.
-        memory.agents.retain(|_, kept| now.since(kept.view.record.last_heartbeat) < AGENTS_KEPT);
+        memory.agents.retain(|_, kept| now.since(kept.last_heartbeat) < AGENTS_KEPT);
         let mut list = Vec::with_capacity(2 + memory.agents.values().map(|kept| kept.json.len() + 16).sum::<usize>());
         list.push(b'[');
-        for Kept { view, json } in memory.agents.values() {
-            let status = self.judge(&view.record, now);
-            if !wanted.takes(status, &view.record) {
+        for kept in memory.agents.values() {
+            let status = self.judged(kept.says, kept.last_heartbeat, now);
+            if !wanted.takes(status, || kept.record()) {
                 continue;
             }
             if list.len() > 1 {
                 list.push(b',');
             }
-            if status == view.record.status {
-                list.extend_from_slice(json);
+            if status == kept.says {
+                list.extend_from_slice(&kept.json);
             } else {
-                let record = AgentRecord { status, ..view.record.clone() };
+                let record = AgentRecord { status, ..kept.record() };
                 serde_json::to_writer(&mut list, &record).expect("a record is plain data");
             }
         }
@@ -144,7 +158,8 @@ impl Memory {
                 let Some(id) = id else { continue };
                 match AgentView::read(message, Timestamp::now()) {
                     Ok(Some(view)) => {
-                        self.agents.insert(id, Kept { view, json: message.payload.clone() });
+                        let AgentRecord { status: says, last_heartbeat, .. } = view.record;
+                        self.agents.insert(id, Kept { says, last_heartbeat, json: message.payload[..].into() });
                     }
                     Ok(None) => {
                         self.agents.remove(&id);
@@ -162,12 +177,12 @@ impl Memory {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use schemas::AgentKind;
 
     use super::*;
 
-    fn agent(labels: &[(&str, &str)]) -> AgentRecord {
+    pub(crate) fn agent(labels: &[(&str, &str)]) -> AgentRecord {
         let now = Timestamp::from_millis(0);
         AgentRecord {
             id: "a".parse().unwrap(),
@@ -198,7 +213,7 @@ mod tests {
     #[test]
     fn only_what_is_wanted_is_listed() {
         let record = agent(&[("zone", "b")]);
-        let takes = |status, label| Wanted { status, label }.takes(AgentStatus::Ready, &record);
+        let takes = |status, label| Wanted { status, label }.takes(AgentStatus::Ready, || record.clone());
         assert!(takes(None, None));
         assert!(takes(Some(AgentStatus::Ready), Some(("zone", Some("b")))));
         assert!(takes(None, Some(("zone", None))));

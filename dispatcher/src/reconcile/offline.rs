@@ -1,8 +1,9 @@
 //! Silent agents: who missed three beats is marked `offline`, once, and comes back by its own next beat.
 //!
-//! By paged reads from a watermark on, each beat, instead of a watch: an agent's beat replaces its whole entry, so a look
-//! reads exactly those that beat since the last one, which is what a watch would be sent too. But there is no consumer
-//! whose loss would go unseen, and a failed read is known at once, which the guard below needs.
+//! An agent's beat replaces its whole entry, which then stands last in the bucket: the silent are in front, in the order in
+//! which they fell silent. So a look reads from the front up to the first that lives, which is one entry while all beat,
+//! however many they are. Those that are offline already are passed once and not read again. No watch: there is no
+//! consumer whose loss would go unseen, and a failed read is known at once, which the guard below needs.
 //!
 //! The age of an entry is the server's time of storing it against the server's present: no agent's clock counts.
 //!
@@ -10,37 +11,54 @@
 //! an unbroken window of three beats in which this dispatcher was connected by the same link, read successfully at each
 //! look, and was itself not frozen. Whatever breaks the window starts it anew.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use jetstream::{Link, StoredMessage};
-use schemas::{AgentId, AgentRecord, AgentStatus, HumanDuration, Timestamp};
+use schemas::{AgentId, AgentStatus, HumanDuration, Timestamp};
+use serde::Deserialize;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Rhythm, Watch, clock};
+use super::clock::{self, Look};
+use super::{Rhythm, Watch};
 use crate::client::ClientError;
 use crate::client::record::{self, Written};
 
 /// Missed beats that make an agent offline.
 pub(crate) const MISSED: u32 = 3;
-/// Entries in one read.
-const PAGE: usize = 1_000;
+/// Entries in the first read of a look, and in the next ones.
+const PAGES: [usize; 2] = [4, 1_000];
 
-/// An agent's entry, as far as judging goes.
+/// What the first entries of the bucket say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Seen {
-    revision: u64,
-    stored_at: Timestamp,
-    offline: bool,
+enum Verdict {
+    /// Nobody, or offline already: no more to be done until it is written again.
+    Settled,
+    /// It fell silent.
+    Silent,
+    /// It beat lately, and so did all behind it. It can be silent after this time.
+    Lives(Duration),
+    /// Stored in what the server calls the future: its clock was set back, and those behind it may be older.
+    Ahead,
 }
 
-impl Seen {
-    /// `None` for what is deregistered, or not ours to judge.
-    fn of(message: &StoredMessage) -> Option<Self> {
-        let record: AgentRecord = serde_json::from_slice(&message.payload).ok().filter(|_| !message.is_marker())?;
-        let offline = record.status == AgentStatus::Offline;
-        Some(Self { revision: message.sequence, stored_at: message.stored_at, offline })
+/// Judges one entry at the server's `now`. Pure.
+fn judge(message: &StoredMessage, now: Timestamp, after: Duration) -> Verdict {
+    #[derive(Deserialize)]
+    struct Says {
+        status: AgentStatus,
+    }
+    let says = Some(message).filter(|message| !message.is_marker());
+    let Some(says) = says.and_then(|message| serde_json::from_slice::<Says>(&message.payload).ok()) else {
+        // Deregistered, or not ours to judge.
+        return Verdict::Settled;
+    };
+    let silence = now.since(message.stored_at);
+    match says.status {
+        AgentStatus::Offline => Verdict::Settled,
+        _ if message.stored_at > now => Verdict::Ahead,
+        _ if silence > after => Verdict::Silent,
+        _ => Verdict::Lives(after - silence),
     }
 }
 
@@ -70,24 +88,9 @@ fn continued(window: Option<Window>, link: Link, now: Instant, server: Timestamp
 
 #[derive(Debug, Default)]
 struct Memory {
-    /// Everything up to here was read.
-    read: u64,
-    agents: HashMap<AgentId, Seen>,
+    /// Everything up to here is settled.
+    settled: u64,
     window: Option<Window>,
-}
-
-impl Memory {
-    /// Those to be marked at the server's `now`.
-    fn silent(&self, now: Timestamp, after: Duration) -> Vec<AgentId> {
-        let silent = self.agents.iter().filter(|(_, seen)| !seen.offline && now.since(seen.stored_at) > after);
-        silent.map(|(id, _)| id.clone()).collect()
-    }
-
-    /// How long until the next agent can be silent for too long, if none beats.
-    fn until_next(&self, now: Timestamp, after: Duration) -> Option<Duration> {
-        let live = self.agents.values().filter(|seen| !seen.offline);
-        live.map(|seen| after.saturating_sub(now.since(seen.stored_at))).min()
-    }
 }
 
 /// Looks every beat, and at the moment when somebody would become silent.
@@ -128,62 +131,72 @@ pub async fn run(watch: Watch, stop: CancellationToken) {
 
 /// One look. Returns when the next verdict could be due, if that is before the next beat.
 async fn turn(watch: &Watch, memory: &mut Memory) -> Result<Option<Duration>, ClientError> {
-    let (js, names, beat) = (&watch.js, &watch.names, watch.heartbeat);
-    let stream = format!("KV_{}", names.agents_bucket());
-    let look = clock::look(js, &stream).await?;
-    if look.last < memory.read {
+    let beat = watch.heartbeat;
+    let look = clock::look(&watch.js, &format!("KV_{}", watch.names.agents_bucket())).await?;
+    if look.last < memory.settled {
         // The bucket was made anew.
         *memory = Memory::default();
     }
-    let filter = format!("$KV.{}.*", names.agents_bucket());
-    while memory.read < look.last {
-        let page = js.page(&stream, &filter, memory.read + 1, PAGE).await?;
-        for message in &page.messages {
-            memory.read = message.sequence;
-            let id = message.subject.rsplit('.').next().and_then(|id| id.parse::<AgentId>().ok());
-            let Some(id) = id else { continue };
-            match Seen::of(message) {
-                Some(seen) => memory.agents.insert(id, seen),
-                None => memory.agents.remove(&id),
-            };
-        }
-        if !page.more {
-            memory.read = memory.read.max(look.last);
-        }
-    }
     let now = Instant::now();
     memory.window = continued(memory.window, *watch.connection.link.borrow(), now, look.now, beat);
-    // The bucket forgets the gone after a day, without a word.
-    memory.agents.retain(|_, seen| !seen.offline || look.now.since(seen.stored_at) < Duration::from_secs(86_400));
     let after = beat * MISSED;
     let watched = memory.window.map_or(Duration::ZERO, |window| now - window.since);
     if watched < after {
         // The first verdict comes when the window is full, not a look later.
         let rest = after - watched;
-        return Ok((!memory.agents.is_empty() && rest < beat).then_some(rest));
+        return Ok((look.last > memory.settled && rest < beat).then_some(rest));
     }
-    for id in memory.silent(look.now, after) {
-        if let Some(seen) = memory.agents.get_mut(&id) {
-            mark(watch, &id, seen, look.now).await?;
-        }
-    }
-    Ok(memory.until_next(look.now, after).filter(|until| *until < beat))
+    let until_next = from_the_front(watch, &mut memory.settled, look, after).await?;
+    Ok(until_next.filter(|until| *until < beat))
 }
 
-/// Marks one agent, unless it beat meanwhile.
-async fn mark(watch: &Watch, id: &AgentId, seen: &mut Seen, now: Timestamp) -> Result<(), ClientError> {
+/// Marks the silent, from the front on. Returns how long until the next agent can be silent for too long, if none beats.
+async fn from_the_front(
+    watch: &Watch,
+    settled: &mut u64,
+    look: Look,
+    after: Duration,
+) -> Result<Option<Duration>, ClientError> {
+    let bucket = watch.names.agents_bucket();
+    let (stream, filter) = (format!("KV_{bucket}"), format!("$KV.{bucket}.*"));
+    let (mut from, mut most) = (*settled + 1, PAGES[0]);
+    // Whether everything up to here is settled.
+    let mut whole = true;
+    // What came since belongs to the next look.
+    while from <= look.last {
+        let page = watch.js.page(&stream, &filter, from, most).await?;
+        for message in &page.messages {
+            from = message.sequence + 1;
+            match judge(message, look.now, after) {
+                Verdict::Settled => {}
+                Verdict::Silent => mark(watch, &filter, message, look.now).await?,
+                Verdict::Lives(rest) => return Ok(Some(rest)),
+                Verdict::Ahead => whole = false,
+            }
+            if whole {
+                *settled = message.sequence;
+            }
+        }
+        if !page.more {
+            break;
+        }
+        most = PAGES[1];
+    }
+    Ok(None)
+}
+
+/// Marks one agent, unless it beat meanwhile. Whatever is stored instead of this entry, ours or theirs, stands behind it
+/// and is met there.
+async fn mark(watch: &Watch, filter: &str, silent: &StoredMessage, now: Timestamp) -> Result<(), ClientError> {
     let (js, names) = (&watch.js, &watch.names);
-    let (stream, subject) = (format!("KV_{}", names.agents_bucket()), names.agent_subject(id));
-    let newest = js.last(&stream, &subject).await?;
-    let Some(newest) = newest else {
-        seen.offline = true;
-        return Ok(());
-    };
-    if newest.sequence != seen.revision {
-        // It beat, or was marked by another dispatcher; a page from a replica may have missed that.
-        *seen = Seen::of(&newest).unwrap_or(Seen { offline: true, ..*seen });
+    let (stream, subject) = (format!("KV_{}", names.agents_bucket()), silent.subject.as_str());
+    let id = subject.strip_prefix(filter.trim_end_matches('*')).unwrap_or(subject);
+    if id.parse::<AgentId>().is_err() {
         return Ok(());
     }
+    // From the leader: a page from a replica may have missed a beat.
+    let newest = js.last(&stream, subject).await?;
+    let Some(newest) = newest.filter(|newest| newest.sequence == silent.sequence) else { return Ok(()) };
     let unreadable = |source| ClientError::Unreadable { what: format!("agent {id}"), source };
     // Fields of a newer agent survive: only the two that are ours are changed.
     let mut entry: serde_json::Map<String, serde_json::Value> =
@@ -194,12 +207,10 @@ async fn mark(watch: &Watch, id: &AgentId, seen: &mut Seen, now: Timestamp) -> R
     let payload = serde_json::to_vec(&entry).map_err(unreadable)?;
     let what = format!("offline mark of {id}");
     let headers = async_nats::HeaderMap::new();
-    let written = record::set(js, &stream, &subject, newest.sequence, headers, payload.into(), what).await?;
+    let written = record::set(js, &stream, subject, newest.sequence, headers, payload.into(), what).await?;
     if let Written::Stored(_) = written {
-        tracing::warn!(agent = %id, %silence, "offline: no heartbeat");
+        tracing::warn!(agent = id, %silence, "offline: no heartbeat");
     }
-    // What is stored now, ours or theirs, is read by the next look.
-    seen.offline = true;
     Ok(())
 }
 
@@ -235,15 +246,22 @@ mod tests {
 
     #[test]
     fn silence_is_counted_from_the_servers_time() {
-        let mut memory = Memory::default();
-        let mut add = |id: &str, stored_at, offline| {
-            memory.agents.insert(id.parse().unwrap(), Seen { revision: 1, stored_at, offline });
+        let entry = |stored_at, body: &str| StoredMessage {
+            subject: "$KV.shoal_agents.a".into(),
+            sequence: 1,
+            stored_at,
+            headers: Default::default(),
+            payload: body.to_owned().into(),
         };
-        add("fresh", at(95), false);
-        add("silent", at(69), false);
-        add("gone", at(0), true);
-        assert_eq!(memory.silent(at(100), BEAT * MISSED), ["silent".parse().unwrap()]);
-        assert_eq!(memory.until_next(at(100), BEAT * MISSED), Some(Duration::ZERO));
-        assert!(memory.silent(at(99), BEAT * MISSED).is_empty());
+        let ready = r#"{"status":"ready","last_heartbeat":"2001-01-01T00:00:00Z"}"#;
+        let judged = |stored_at, body| judge(&entry(stored_at, body), at(100), BEAT * MISSED);
+        assert_eq!(judged(at(95), ready), Verdict::Lives(Duration::from_secs(25)));
+        assert_eq!(judged(at(70), ready), Verdict::Lives(Duration::ZERO));
+        assert_eq!(judged(at(69), ready), Verdict::Silent);
+        assert_eq!(judged(at(69), r#"{"status":"from_tomorrow"}"#), Verdict::Silent);
+        assert_eq!(judged(at(101), ready), Verdict::Ahead);
+        for settled in [r#"{"status":"offline"}"#, "{}", ""] {
+            assert_eq!(judged(at(0), settled), Verdict::Settled, "{settled}");
+        }
     }
 }
