@@ -108,7 +108,7 @@ impl Names {
 
     /// Where one task is published to.
     pub fn task_subject(&self, key: &TaskKey) -> String {
-        format!("{}.tasks.{}.{}", self.prefix, key.queue, key.id)
+        [self.prefix.as_str(), ".tasks.", key.queue.as_str(), ".", key.id.as_str()].concat()
     }
 
     /// A task by its id alone, whatever its queue.
@@ -133,7 +133,7 @@ impl Names {
 
     /// The subject of one task's record.
     pub fn record_subject(&self, key: &TaskKey) -> String {
-        format!("$KV.{}.{key}", self.records_bucket())
+        ["$KV.", self.prefix.as_str(), "_tasks.", key.queue.as_str(), ".", key.id.as_str()].concat()
     }
 
     /// The key of a record subject.
@@ -143,7 +143,7 @@ impl Names {
 
     /// Core subject on which a task's record is told after each write.
     pub fn event_subject(&self, key: &TaskKey) -> String {
-        format!("{}.events.tasks.{key}", self.prefix)
+        [self.prefix.as_str(), ".events.tasks.", key.queue.as_str(), ".", key.id.as_str()].concat()
     }
 
     /// Core subject on which a superseded end is told.

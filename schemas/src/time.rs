@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// A length of time, on the wire as `"500ms"`, `"90s"`, `"1h30m"`. Units: d h m s ms; no unit, no duration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
@@ -102,8 +102,8 @@ impl From<HumanDuration> for Duration {
 }
 
 /// A moment in UTC, on the wire as `"2026-11-20T10:00:00.000Z"` (milliseconds). Any RFC 3339 text is read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, JsonSchema)]
+#[serde(try_from = "String")]
 #[schemars(with = "String", extend("format" = "date-time"))]
 pub struct Timestamp(jiff::Timestamp);
 
@@ -163,9 +163,9 @@ impl TryFrom<String> for Timestamp {
     }
 }
 
-impl From<Timestamp> for String {
-    fn from(value: Timestamp) -> String {
-        value.to_string()
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 

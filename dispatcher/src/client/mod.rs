@@ -76,6 +76,7 @@ impl Client {
             return Some(call.await);
         };
         tokio::select! {
+            biased;
             done = call => Some(done),
             Ok(_) = link.wait_for(|link| !link.connected || link.epoch != epoch) => None,
         }

@@ -221,8 +221,8 @@ impl Client {
         tasks: Vec<Submission>,
         options: &SubmitOptions,
     ) -> Vec<Result<Submitted, SubmitError>> {
-        let submits: Vec<_> = tasks.into_iter().map(|task| self.submit_within(task, options.deadline)).collect();
-        stream::iter(submits).buffered(options.in_flight.max(1)).collect().await
+        let submits = stream::iter(tasks).map(|task| self.submit_within(task, options.deadline));
+        submits.buffered(options.in_flight.max(1)).collect().await
     }
 
     /// Submits one task and tries again until `deadline` what may be tried again.
@@ -239,7 +239,7 @@ impl Client {
         let accepted =
             |sequence| Submitted { key: key.clone(), sequence, submission: submission.clone(), existing: None };
 
-        if once && let Some(existing) = self.recorded(&key).await.map_err(unread)? {
+        if once && let Some(existing) = Box::pin(self.recorded(&key)).await.map_err(unread)? {
             let sequence = existing.sequence;
             // Our own, from a try whose answer was lost, is no other.
             let other = Some(existing).filter(|existing| existing.submission.as_deref() != Some(&submission));
@@ -248,7 +248,7 @@ impl Client {
         let sequence = self.store(&key, &payload, &headers, &submission, deadline).await?;
         if once {
             // One that ended between our look and our publish: the worker finds it too and starts nothing.
-            let other = self.recorded(&key).await.map_err(unread)?.filter(|record| record.sequence < sequence);
+            let other = Box::pin(self.recorded(&key)).await.map_err(unread)?.filter(|record| record.sequence < sequence);
             return Ok(Submitted { existing: other.map(Box::new), ..accepted(sequence) });
         }
         Ok(accepted(sequence))
@@ -278,12 +278,14 @@ impl Client {
             false => SubmitError::NotStored { key: key.clone(), why },
         };
         loop {
-            if tokio::time::timeout_at(give_up, self.connection.connected()).await.is_err() {
+            if !self.connection.link.borrow().connected
+                && tokio::time::timeout_at(give_up, self.connection.connected()).await.is_err()
+            {
                 return Err(lost(uncertain, "there is no connection".into()));
             }
             // The server forgets message ids of finished tasks when it restarts; what it stored, it shows.
             if uncertain
-                && let Some(Ok(view)) = self.while_linked(self.look(key)).await
+                && let Some(Ok(view)) = Box::pin(self.while_linked(self.look(key))).await
                 && let Some(sequence) = own(&view, submission)
             {
                 return Ok(sequence);
@@ -293,7 +295,7 @@ impl Client {
             let broken = || Err(PublishError::Unknown { why: "the connection broke".into() });
             let why = match verdict.unwrap_or_else(broken) {
                 Ok(stored) => return Ok(stored.sequence),
-                Err(PublishError::Locked) => match self.look(key).await {
+                Err(PublishError::Locked) => match Box::pin(self.look(key)).await {
                     Ok(view) => match (own(&view, submission), holder(&view)) {
                         (Some(sequence), _) => return Ok(sequence),
                         (None, Some(holder)) => {
@@ -308,7 +310,7 @@ impl Client {
                 Err(PublishError::NotStored { why }) => {
                     let stream = self.names.tasks_stream();
                     if !std::mem::replace(&mut looked_for_stream, true)
-                        && let Ok(None) = self.js.stream_state(&stream).await
+                        && let Ok(None) = Box::pin(self.js.stream_state(&stream)).await
                         && !uncertain
                     {
                         return Err(SubmitError::NotSetUp { key: key.clone(), stream });

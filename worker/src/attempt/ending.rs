@@ -149,7 +149,7 @@ impl Runner<'_> {
         &mut self,
         key: &TaskKey,
         revision: u64,
-        mut record: TaskRecord,
+        mut record: Box<TaskRecord>,
         hindrance: &TaskError,
     ) -> Option<Verdict> {
         record.state = State::Retrying;
@@ -203,7 +203,7 @@ impl Runner<'_> {
         &mut self,
         key: &TaskKey,
         revision: u64,
-        mut record: TaskRecord,
+        mut record: Box<TaskRecord>,
         state: State,
         error: Option<TaskError>,
     ) -> Option<Verdict> {

@@ -19,7 +19,7 @@ pub struct Fence<'a> {
     /// Revision that the next write expects.
     revision: u64,
     /// What the record says, or will say with the next write.
-    pub record: TaskRecord,
+    pub record: Box<TaskRecord>,
     /// Whether a write of this start is in the record.
     pub claimed: bool,
 }
@@ -143,7 +143,7 @@ fn name_reason(record: &mut TaskRecord) {
 
 impl<'a> Fence<'a> {
     /// A fence that has not written. `revision` is what the record had when it was read; 0 if it was not.
-    pub fn new(store: &'a Store, key: &TaskKey, start: &StartId, revision: u64, record: TaskRecord) -> Self {
+    pub fn new(store: &'a Store, key: &TaskKey, start: &StartId, revision: u64, record: Box<TaskRecord>) -> Self {
         Self { store, key: key.clone(), start: start.clone(), revision, record, claimed: false }
     }
 

@@ -106,7 +106,7 @@ impl<'a> Runner<'a> {
             Ok(task) => self.admitted(key, Arc::new(task)).await,
             Err(error) => {
                 let error = TaskError::new(Code::InvalidTask, error.to_string());
-                let record = self.fresh(&key, State::Failed);
+                let record = Box::new(self.fresh(&key, State::Failed));
                 Box::pin(self.end_unstarted(&key, 0, record, State::Failed, Some(error))).await
             }
         }
@@ -144,7 +144,7 @@ impl<'a> Runner<'a> {
             let now = self.worker.js.now();
             let facts = Facts { sequence: self.delivery.sequence, lost_before: self.lost_before(now), once, now };
             let mut record = match admit_in_order(order, &standing, facts, &task, || self.fresh(&key, State::Running)) {
-                Admission::Start(record) => *record,
+                Admission::Start(record) => record,
                 Admission::Over => return Some(Verdict::Ack),
                 Admission::Finished(record) => {
                     return Box::pin(self.repair(&key, standing.revision, &record)).await;
@@ -157,7 +157,7 @@ impl<'a> Runner<'a> {
                 Admission::Early(wait) => return Some(Verdict::Nak(wait)),
                 Admission::End(state, record) => {
                     let error = ending_error(state);
-                    return Box::pin(self.end_unstarted(&key, standing.revision, *record, state, error)).await;
+                    return Box::pin(self.end_unstarted(&key, standing.revision, record, state, error)).await;
                 }
             };
             if let Some(hindrance) = &hindrance {
@@ -198,7 +198,8 @@ impl<'a> Runner<'a> {
                 }
                 fail::point("after_claim");
             }
-            return self.attempt(&plan, fence).await;
+            // Boxed, so that what carries it is small: a future is moved whole each time one takes it in hand.
+            return Box::pin(self.attempt(&plan, fence)).await;
         }
     }
 

@@ -9,6 +9,9 @@ use schemas::order::CLOCK_DOUBT;
 use schemas::record::TaskRecord;
 use schemas::{HumanDuration, Names, Order, TaskKey, Timestamp, header};
 
+/// Room for most records, so that writing one down does not grow it again and again.
+const USUAL_BYTES: usize = 1024;
+
 /// Records and dead letters of one fleet.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -142,7 +145,9 @@ impl Store {
         } else {
             headers.insert(header::STATE, record.state.as_str());
         }
-        let body: Bytes = serde_json::to_vec(record).expect("a record is plain data").into();
+        let mut body = Vec::with_capacity(USUAL_BYTES);
+        serde_json::to_writer(&mut body, record).expect("a record is plain data");
+        let body = Bytes::from(body);
         let subject = self.names.record_subject(key);
         let revision = self.js.compare_and_set(subject, expected, headers, body.clone()).await?;
         Ok((revision, body))
