@@ -14,7 +14,7 @@ pub async fn run(sitting: &mut Sitting<'_>) -> Result<(), BenchError> {
         output::talk(format_args!("cluster: left out, for it needs three servers of our own"));
         return Ok(());
     };
-    let lone = std::mem::replace(&mut sitting.fleet, Fleet::own(program, SERVERS).await?);
+    let lone = std::mem::replace(&mut sitting.fleet, Fleet::own(program, SERVERS, sitting.plan.percent).await?);
     let used = |fleet: &Fleet| fleet.all_pids().into_iter().map(|(_, pid)| machine::cpu_of(pid)).sum();
     sitting.elsewhere = used(&lone);
     let measured = cases(sitting).await;
