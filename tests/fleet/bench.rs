@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::support::Fleet;
+use crate::support::{Fleet, eventually, marked_processes, random_word};
 
 /// What a run of these suites on a fleet of its own reports, all of it small.
 async fn report(suites: &[&str]) -> Value {
@@ -186,4 +186,21 @@ async fn a_job_that_does_not_end_well_spoils_the_figure() {
     let bench = fleet.shoal(&["bench", "--on-fleet", "process", "--rounds", "1", "--percent", "1"]).await;
     assert_eq!((bench.code, bench.stdout.as_str()), (1, ""), "{}", bench.stderr);
     assert!(bench.stderr.contains("no figure is worth anything"), "{}", bench.stderr);
+}
+
+#[tokio::test]
+async fn a_killed_bench_leaves_nothing_running() {
+    let fleet = Fleet::builder().bare().start().await;
+    let mark = random_word();
+    let folder = tempfile::tempdir().expect("a folder");
+    let env = [("BENCH_MARK", mark.as_str()), ("TMPDIR", folder.path().to_str().expect("UTF-8"))];
+    let mut bench = fleet.spawn_with(&["bench", "throughput", "--percent", "10000"], "", &env);
+    let running = |wanted: fn(usize) -> bool| {
+        let found = marked_processes(&mark);
+        if wanted(found.len()) { Ok(()) } else { Err(format!("{found:?} run")) }
+    };
+    // Itself, the server, the worker and the engine's worker.
+    eventually("every part runs", async || running(|count| count >= 4)).await;
+    bench.kill().await;
+    eventually("every part is gone", async || running(|count| count == 0)).await;
 }
