@@ -132,7 +132,7 @@ impl Forker {
 }
 
 /// The child is killed when the thread that forks it ends, and has a process group of its own.
-fn die_with_parent(command: &mut Command) {
+pub fn die_with_parent(command: &mut Command) {
     command.process_group(0);
     #[cfg(target_os = "linux")]
     {

@@ -32,6 +32,7 @@ pub struct Fleet {
 }
 
 struct Own {
+    settles: Duration,
     servers: Vec<NatsServer>,
     stores: StoreSettings,
     workers: Vec<Child>,
@@ -44,8 +45,9 @@ struct Own {
 pub type Setting = (&'static str, String);
 
 impl Fleet {
-    /// One of our own: so many servers, the stores as a dispatcher makes them with a replica on each, no worker yet.
-    pub async fn own(program: PathBuf, servers: u8) -> Result<Self, BenchError> {
+    /// One of our own: so many servers, the stores as a dispatcher makes them with a replica on each, no worker yet. A
+    /// quick look does not wait until a worker has settled.
+    pub async fn own(program: PathBuf, servers: u8, percent: usize) -> Result<Self, BenchError> {
         let folder = tempfile::Builder::new().prefix("shoal-bench-").tempdir();
         let folder = folder.map_err(|error| BenchError::fleet("could not make a folder for the fleet", error))?;
         let ports = free_ports(2 * usize::from(servers))?;
@@ -67,7 +69,8 @@ impl Fleet {
         let stores = StoreSettings { ack_wait: ACK_WAIT, replicas, ..StoreSettings::default() };
         ensure(&client, &stores).await?;
         let watcher = connect(&servers[0].url(), Names::default()).await?;
-        let own = Own { servers, stores, workers: Vec::new(), dispatcher: None, engine: None, folder };
+        let settles = (ACK_WAIT.0 + Duration::from_secs(1)).mul_f64((percent as f64 / 10.0).min(1.0));
+        let own = Own { settles, servers, stores, workers: Vec::new(), dispatcher: None, engine: None, folder };
         Ok(Self { client, watcher, own: Some(own) })
     }
 
@@ -119,7 +122,7 @@ impl Fleet {
     }
 
     async fn settled(&self, workers: usize) -> Result<(), BenchError> {
-        tokio::time::sleep(ACK_WAIT.0 + Duration::from_secs(1)).await;
+        tokio::time::sleep(self.own.as_ref().map_or(Duration::ZERO, |own| own.settles)).await;
         for at in 0..workers {
             match self.client.agent(&format!("bench-{at}")).await {
                 Ok(agent) if agent.status == AgentStatus::Ready => {}

@@ -18,7 +18,7 @@ mod watch;
 mod work;
 
 pub use plan::{Place, Plan};
-pub use report::{Beside, Report, Spread};
+pub use report::{Beside, PartCpu, Report, Spread};
 pub use sitting::run;
 pub use suites::Suite;
 

@@ -10,6 +10,7 @@ use tokio::process::{Child, Command};
 use super::BenchError;
 use super::engine;
 use super::sleeper;
+use crate::nats_server::die_with_parent;
 use crate::output;
 
 /// The word by which this program knows that it is one.
@@ -72,13 +73,15 @@ pub async fn start(part: &Part) -> Result<Child, BenchError> {
     Ok(ready(command).await?.0)
 }
 
-/// This program, with nothing of our own settings.
+/// This program, with nothing of our own settings. Dies with the thread that starts it, which must be the main one: that
+/// ends last.
 pub fn this_program() -> Command {
     let mut command = Command::new("/proc/self/exe");
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("SHOAL_")) {
         command.env_remove(name);
     }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
+    die_with_parent(&mut command);
     command
 }
 

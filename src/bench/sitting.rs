@@ -42,7 +42,7 @@ pub fn noop() -> Bytes {
 /// Measures everything.
 pub async fn run(plan: &Plan, place: Place) -> Result<Report, BenchError> {
     let (fleet, program) = match place {
-        Place::Own(program) => (Fleet::own(program.clone(), 1).await?, Some(program)),
+        Place::Own(program) => (Fleet::own(program.clone(), 1, plan.percent).await?, Some(program)),
         Place::Given(client) => (Fleet::given(*client).await?, None),
     };
     let mut sitting = Sitting {

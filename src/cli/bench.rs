@@ -7,7 +7,7 @@ use worker::runtime::docker;
 use worker::runtime::docker::bare::TRUE_IMAGE;
 
 use super::{Error, Server};
-use crate::bench::{BenchError, Beside, Place, Plan, Report, Spread, Suite};
+use crate::bench::{BenchError, Beside, PartCpu, Place, Plan, Report, Spread, Suite};
 use crate::exit::{self, Exit};
 use crate::nats_server;
 use crate::output::{self, Format, Table};
@@ -95,7 +95,7 @@ fn failed(error: BenchError) -> Error {
 fn print(report: &Report) {
     let mut table = Table::new(&["SUITE", "CASE", "JOBS", "PER SECOND", "P50 MS", "P99 MS", "CPU µS A JOB", "BESIDE"]);
     for row in &report.rows {
-        let cpu: Vec<_> = row.cpu_us.iter().map(|cpu| format!("{} {:.0}", cpu.part, cpu.us)).collect();
+        let cpu: Vec<_> = row.cpu_us.iter().map(cpu).collect();
         let mut beside = row.beside.iter().map(beside);
         table.row([
             row.suite.to_owned(),
@@ -165,10 +165,16 @@ fn rate(rate: Spread) -> String {
     format!("{:.digits$} [{:.digits$}-{:.digits$}]", rate.median, rate.least, rate.most)
 }
 
+/// Microseconds a job, with a fraction where a whole number would say too little.
+fn cpu(cpu: &PartCpu) -> String {
+    let digits = if cpu.us < 10.0 { 1 } else { 0 };
+    format!("{} {:.digits$}", cpu.part, cpu.us)
+}
+
 /// What the same work takes without Shoal, and ours over it.
 fn beside(beside: &Beside) -> String {
     let Beside { what, per_second, p50_ms, p99_ms, cpu_us, ratio } = beside;
-    let cpu: Vec<_> = cpu_us.iter().map(|cpu| format!("{} {:.0}", cpu.part, cpu.us)).collect();
+    let cpu: Vec<_> = cpu_us.iter().map(cpu).collect();
     let times = |figures: &Option<Spread>| figures.map_or("-".into(), |figure| format!("{:.2}", figure.median));
     let mut text = format!("{what}: {}/s", rate(*per_second));
     if p50_ms.is_some() {

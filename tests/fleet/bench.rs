@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::support::Fleet;
+use crate::support::{Fleet, eventually, marked_processes, random_word};
 
 /// What a run of these suites on a fleet of its own reports, all of it small.
 async fn report(suites: &[&str]) -> Value {
@@ -155,7 +155,7 @@ async fn a_cluster_is_measured_beside_the_engine_on_the_same_servers() {
 }
 
 #[tokio::test]
-async fn a_given_fleet_is_measured_with_its_own_workers_and_nothing_of_ours_beside() {
+async fn a_given_fleet_is_measured_with_its_own_workers() {
     let fleet = Fleet::start().await;
     let _worker = fleet.worker("w").slots(64).start().await;
     let suites = ["throughput", "process", "backlog", "logs", "memory", "scaling", "cluster", "registry", "idle"];
@@ -186,4 +186,34 @@ async fn a_job_that_does_not_end_well_spoils_the_figure() {
     let bench = fleet.shoal(&["bench", "--on-fleet", "process", "--rounds", "1", "--percent", "1"]).await;
     assert_eq!((bench.code, bench.stdout.as_str()), (1, ""), "{}", bench.stderr);
     assert!(bench.stderr.contains("no figure is worth anything"), "{}", bench.stderr);
+}
+
+#[tokio::test]
+async fn an_own_fleet_is_measured_and_gone_afterwards() {
+    let fleet = Fleet::builder().bare().start().await;
+    let (mark, folder) = (random_word(), tempfile::tempdir().expect("a folder"));
+    let env = [("BENCH_MARK", mark.as_str()), ("TMPDIR", folder.path().to_str().expect("UTF-8"))];
+    let args = ["bench", "latency", "registry", "--rounds", "1", "--percent", "2", "-o", "json"];
+    let report = fleet.spawn_with(&args, "", &env).wait().await.ok().json();
+    assert_eq!(suites(&report), [("latency", 1), ("registry", 3)]);
+    assert_eq!(report["rows"][0]["jobs"].as_u64(), Some(60));
+    assert_eq!(marked_processes(&mark), [0_u32; 0], "of its parts");
+    assert_eq!(std::fs::read_dir(folder.path()).expect("it is there").count(), 0, "files are left behind");
+}
+
+#[tokio::test]
+async fn a_killed_bench_leaves_nothing_running() {
+    let fleet = Fleet::builder().bare().start().await;
+    let mark = random_word();
+    let folder = tempfile::tempdir().expect("a folder");
+    let env = [("BENCH_MARK", mark.as_str()), ("TMPDIR", folder.path().to_str().expect("UTF-8"))];
+    let mut bench = fleet.spawn_with(&["bench", "throughput", "--percent", "10000"], "", &env);
+    let running = |wanted: fn(usize) -> bool| {
+        let found = marked_processes(&mark);
+        if wanted(found.len()) { Ok(()) } else { Err(format!("{found:?} run")) }
+    };
+    // Itself, the server, the worker and the engine's worker.
+    eventually("every part runs", async || running(|count| count >= 4)).await;
+    bench.kill().await;
+    eventually("every part is gone", async || running(|count| count == 0)).await;
 }

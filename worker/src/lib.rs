@@ -32,6 +32,12 @@ mod stores;
 mod tally;
 mod worker;
 
+/// The pure decisions at an attempt's end, for the benches.
+#[doc(hidden)]
+pub mod settling {
+    pub use crate::settle::{Settlement, outcome, settle};
+}
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;

@@ -80,7 +80,9 @@ impl Engine {
         let names = Names::new(PREFIX.parse().expect("a literal of allowed characters"));
         let queue: QueueName = QUEUE.parse().expect("a literal of allowed characters");
         let client: Client = super::fleet::connect(url, names.clone()).await?;
-        super::fleet::ensure(&client, stores).await?;
+        // It writes no logs, and the server sets aside what a stream may come to hold.
+        let stores = StoreSettings { logs_bytes: schemas::Bytes::mebi(1), ..stores.clone() };
+        super::fleet::ensure(&client, &stores).await?;
         let consumer = names.queue_consumer(&queue, Duration::from_secs(60), None);
         let made = client.js.ensure_consumer(&names.tasks_stream(), &consumer).await;
         made.map_err(|error| BenchError::fleet("could not make the engine's consumer", error))?;

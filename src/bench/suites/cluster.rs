@@ -14,9 +14,8 @@ pub async fn run(sitting: &mut Sitting<'_>) -> Result<(), BenchError> {
         output::talk(format_args!("cluster: left out, for it needs three servers of our own"));
         return Ok(());
     };
-    let lone = std::mem::replace(&mut sitting.fleet, Fleet::own(program, SERVERS).await?);
-    let used = |fleet: &Fleet| fleet.all_pids().into_iter().map(|(_, pid)| machine::cpu_of(pid)).sum();
-    sitting.elsewhere = used(&lone);
+    let lone = std::mem::replace(&mut sitting.fleet, Fleet::own(program, SERVERS, sitting.plan.percent).await?);
+    sitting.elsewhere = lone.all_pids().into_iter().map(|(_, pid)| machine::cpu_of(pid)).sum();
     let measured = cases(sitting).await;
     let clustered = std::mem::replace(&mut sitting.fleet, lone);
     // Its processes end now and count as ended from then on.
