@@ -159,12 +159,12 @@ impl Intake {
         (connects, self.connected_at.elapsed() < self.worker.queues[queue].ack_wait())
     }
 
-    /// How much room it takes until another pull is worth it. Small top-ups would cost a pull per task; a quarter of the
-    /// slots at a time is soon enough.
+    /// How much room it takes until another pull is worth it. With many slots a pull for each that is freed would cost as
+    /// much as a short task; with few, each that waits for others is missed.
     fn room_wanted(&self) -> usize {
-        let quarter = (self.worker.slots.total() / 4).max(1);
+        let some = (self.worker.slots.total() / 16).max(1);
         match (self.worker.queues.len(), self.pulls.credits(0)) {
-            (1, credits) if credits > 0 => credits + quarter,
+            (1, credits) if credits > 0 => credits + some,
             _ => 1,
         }
     }

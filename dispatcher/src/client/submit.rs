@@ -248,7 +248,8 @@ impl Client {
         let sequence = self.store(&key, &payload, &headers, &submission, deadline).await?;
         if once {
             // One that ended between our look and our publish: the worker finds it too and starts nothing.
-            let other = Box::pin(self.recorded(&key)).await.map_err(unread)?.filter(|record| record.sequence < sequence);
+            let other =
+                Box::pin(self.recorded(&key)).await.map_err(unread)?.filter(|record| record.sequence < sequence);
             return Ok(Submitted { existing: other.map(Box::new), ..accepted(sequence) });
         }
         Ok(accepted(sequence))

@@ -274,7 +274,7 @@ impl Runner<'_> {
 
     /// Tells the server. What it does not hear costs one more delivery, which finds the record.
     pub(super) async fn tell(&self, verdict: Verdict) {
-        let Some(reply) = self.lease.reply() else { return };
+        let reply = self.lease.reply();
         let js = &self.worker.js;
         let connects = js.connects();
         let same = connects == self.delivery.epoch;

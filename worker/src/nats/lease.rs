@@ -29,50 +29,11 @@ pub enum Hold {
     Lost,
 }
 
-/// Whether one delivery is still ours, and the news of it. Small, for every task has one.
-#[derive(Debug)]
-struct Flag {
-    hold: AtomicU8,
-    changed: Notify,
-}
-
-impl Flag {
-    const ALL: [Hold; 3] = [Hold::Held, Hold::Lapsed, Hold::Lost];
-
-    fn held() -> Arc<Self> {
-        Arc::new(Self { hold: AtomicU8::new(Hold::Held as u8), changed: Notify::new() })
-    }
-
-    fn get(&self) -> Hold {
-        Self::ALL[usize::from(self.hold.load(Ordering::Acquire))]
-    }
-
-    fn set(&self, hold: Hold) {
-        self.hold.store(hold as u8, Ordering::Release);
-        self.changed.notify_waiters();
-    }
-
-    /// Returns once it is no longer held. Cancel safe.
-    async fn given_up(&self) -> Hold {
-        loop {
-            let changed = self.changed.notified();
-            tokio::pin!(changed);
-            // From here on no news is missed.
-            changed.as_mut().enable();
-            let hold = self.get();
-            if hold != Hold::Held {
-                return hold;
-            }
-            changed.await;
-        }
-    }
-}
-
 /// All leases of one worker.
 #[derive(Debug)]
 pub struct Leases {
     js: JetStream,
-    entries: Mutex<HashMap<u64, Entry>>,
+    entries: Mutex<HashMap<u64, Arc<Entry>>>,
     next: AtomicU64,
     /// The loop must look again: what came is due before all it knew.
     added: Notify,
@@ -97,26 +58,29 @@ impl Shortest {
     }
 }
 
+/// One delivery that is held. Small, for every task has one.
 #[derive(Debug)]
 struct Entry {
-    reply: Subject,
     queue: usize,
     ack_wait: Duration,
-    /// When the last confirmed renewal was sent.
-    renewed: Instant,
     /// Whether a lapsed lease lets the workload go on.
     goes_on: bool,
-    hold: Arc<Flag>,
+    hold: AtomicU8,
+    changed: Notify,
+    newest: Mutex<Newest>,
+}
+
+/// What changes with every delivery and renewal of an entry.
+#[derive(Debug)]
+struct Newest {
+    reply: Subject,
+    /// When the last confirmed renewal was sent.
+    renewed: Instant,
     /// Tells the next boot of this worker.
     note: Option<Note>,
 }
 
-impl Entry {
-    /// When the workload must be gone unless this is renewed; `None` if it may go on without.
-    fn until(&self) -> Option<Instant> {
-        (!self.goes_on).then(|| self.renewed + self.ack_wait - margin(self.ack_wait))
-    }
-
+impl Newest {
     /// What is written down names its newest delivery.
     fn follow(&mut self) {
         if let Some(note) = &mut self.note {
@@ -125,12 +89,58 @@ impl Entry {
     }
 }
 
+impl Entry {
+    const HOLDS: [Hold; 3] = [Hold::Held, Hold::Lapsed, Hold::Lost];
+
+    fn newest(&self) -> MutexGuard<'_, Newest> {
+        self.newest.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn hold(&self) -> Hold {
+        Self::HOLDS[usize::from(self.hold.load(Ordering::Acquire))]
+    }
+
+    fn is_held(&self) -> bool {
+        self.hold() == Hold::Held
+    }
+
+    fn set(&self, hold: Hold) {
+        self.hold.store(hold as u8, Ordering::Release);
+        self.changed.notify_waiters();
+    }
+
+    /// Returns once it is no longer held. Cancel safe.
+    async fn given_up(&self) -> Hold {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            // From here on no news is missed.
+            changed.as_mut().enable();
+            let hold = self.hold();
+            if hold != Hold::Held {
+                return hold;
+            }
+            changed.await;
+        }
+    }
+
+    /// When it is over unless it is renewed.
+    fn due(&self) -> Instant {
+        self.newest().renewed + self.ack_wait - margin(self.ack_wait)
+    }
+
+    /// When the workload must be gone unless this is renewed; `None` if it may go on without.
+    fn until(&self) -> Option<Instant> {
+        (!self.goes_on).then(|| self.due())
+    }
+}
+
 /// One lease; ends when dropped.
 #[derive(Debug)]
 pub struct Lease {
     leases: Arc<Leases>,
     number: u64,
-    hold: Arc<Flag>,
+    entry: Arc<Entry>,
 }
 
 /// How long before the ack wait is over a workload must be stopping, so that it is gone before somebody else starts it.
@@ -156,18 +166,23 @@ impl Leases {
         self.kept_until.subscribe()
     }
 
-    fn entries(&self) -> MutexGuard<'_, HashMap<u64, Entry>> {
+    fn entries(&self) -> MutexGuard<'_, HashMap<u64, Arc<Entry>>> {
         self.entries.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Holds a delivery that just came.
     pub fn hold(self: &Arc<Self>, delivery: &Delivery, ack_wait: Duration, goes_on: bool) -> Lease {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let hold = Flag::held();
-        let lease = Lease { leases: self.clone(), number, hold: hold.clone() };
-        let reply = delivery.reply.clone();
-        let entry =
-            Entry { reply, queue: delivery.queue, ack_wait, renewed: delivery.received, goes_on, hold, note: None };
+        let newest = Newest { reply: delivery.reply.clone(), renewed: delivery.received, note: None };
+        let entry = Arc::new(Entry {
+            queue: delivery.queue,
+            ack_wait,
+            goes_on,
+            hold: AtomicU8::new(Hold::Held as u8),
+            changed: Notify::new(),
+            newest: Mutex::new(newest),
+        });
+        let lease = Lease { leases: self.clone(), number, entry: entry.clone() };
         let sooner = {
             let mut entries = self.entries();
             let shortest = self.shortest.swap_min(ack_wait, entries.is_empty());
@@ -182,10 +197,7 @@ impl Leases {
 
     /// Whether the lease with this number is ours at this very moment, whenever the loop last looked.
     pub fn is_held(&self, number: u64) -> bool {
-        self.entries().get(&number).is_some_and(|entry| {
-            let until = entry.renewed + entry.ack_wait - margin(entry.ack_wait);
-            entry.hold.get() == Hold::Held && Instant::now() < until
-        })
+        self.entries().get(&number).is_some_and(|entry| entry.is_held() && Instant::now() < entry.due())
     }
 
     /// Renews until `stop`. One loop a worker.
@@ -230,10 +242,10 @@ impl Leases {
     fn give_up_overdue(&self) -> Instant {
         let now = Instant::now();
         let mut next = now + Duration::from_secs(3600);
-        for entry in self.entries().values().filter(|entry| entry.hold.get() == Hold::Held) {
-            let due = entry.renewed + entry.ack_wait - margin(entry.ack_wait);
+        for entry in self.entries().values().filter(|entry| entry.is_held()) {
+            let due = entry.due();
             if due <= now {
-                entry.hold.set(if entry.goes_on { Hold::Lapsed } else { Hold::Lost });
+                entry.set(if entry.goes_on { Hold::Lapsed } else { Hold::Lost });
             } else {
                 next = next.min(due);
             }
@@ -245,8 +257,8 @@ impl Leases {
     async fn beat(&self, within: Duration) {
         // Per queue all that is held; the last one of each carries the confirmed round trip.
         let mut queues: HashMap<usize, Vec<(u64, Subject)>> = HashMap::new();
-        for (number, entry) in self.entries().iter().filter(|(_, entry)| entry.hold.get() == Hold::Held) {
-            queues.entry(entry.queue).or_default().push((*number, entry.reply.clone()));
+        for (number, entry) in self.entries().iter().filter(|(_, entry)| entry.is_held()) {
+            queues.entry(entry.queue).or_default().push((*number, entry.newest().reply.clone()));
         }
         let beats = queues.into_values().map(|mut held| async move {
             let sent = Instant::now();
@@ -263,14 +275,17 @@ impl Leases {
             Some((sent, numbers))
         });
         let confirmed = futures_util::future::join_all(beats).await;
-        let mut entries = self.entries();
+        let entries = self.entries();
         let mut until: Option<Instant> = None;
         for (sent, numbers) in confirmed.into_iter().flatten() {
             for number in numbers {
-                if let Some(entry) = entries.get_mut(&number) {
-                    entry.renewed = entry.renewed.max(sent);
+                if let Some(entry) = entries.get(&number) {
+                    {
+                        let mut newest = entry.newest();
+                        newest.renewed = newest.renewed.max(sent);
+                    }
                     // Only what is confirmed and held: what is lost ends by itself and must not take the others with it.
-                    if entry.hold.get() == Hold::Held
+                    if entry.is_held()
                         && let Some(ends) = entry.until()
                     {
                         until = Some(until.map_or(ends, |earliest| earliest.min(ends)));
@@ -287,35 +302,30 @@ impl Leases {
 impl Lease {
     /// Whether it is still ours.
     pub fn state(&self) -> Hold {
-        self.hold.get()
+        self.entry.hold()
     }
 
     /// Returns when it is no longer simply ours. Cancel safe.
     pub async fn changed(&self) -> Hold {
-        self.hold.given_up().await
+        self.entry.given_up().await
     }
 
     /// A lapsed lease that was claimed again: ours from now on.
     pub fn reclaimed(&self) {
-        if let Some(entry) = self.leases.entries().get_mut(&self.number) {
-            entry.renewed = Instant::now();
-            entry.hold.set(Hold::Held);
-        }
+        self.entry.newest().renewed = Instant::now();
+        self.entry.set(Hold::Held);
     }
 
     /// Writes down for the next boot that the last start of `record` holds it, until this is dropped.
     pub fn note(&self, held: &Held, record: &TaskRecord, kind: &str) {
-        // Not in the way of the other leases: it writes a file.
-        let Some(reply) = self.reply() else { return };
-        let noted = |entry: &Entry| entry.note.is_some();
-        if self.leases.entries().get(&self.number).is_none_or(noted) {
+        if self.entry.newest().note.is_some() {
             return;
         }
-        let note = held.note(record, kind, &reply);
-        if let Some(entry) = self.leases.entries().get_mut(&self.number) {
-            entry.note = note;
-            entry.follow();
-        }
+        // Not in the way of the beat: it writes a file.
+        let note = held.note(record, kind, &self.reply());
+        let mut newest = self.entry.newest();
+        newest.note = note;
+        newest.follow();
     }
 
     /// Its number, by which a later delivery finds it.
@@ -324,22 +334,24 @@ impl Lease {
     }
 
     /// Where to settle.
-    pub fn reply(&self) -> Option<Subject> {
-        self.leases.entries().get(&self.number).map(|entry| entry.reply.clone())
+    pub fn reply(&self) -> Subject {
+        self.entry.newest().reply.clone()
     }
 
     /// When the workload must be gone unless the lease is renewed; `None` if it may go on without.
     pub fn until(&self) -> Option<Instant> {
-        self.leases.entries().get(&self.number)?.until()
+        self.entry.until()
     }
 }
 
 /// Lets the lease with this number follow a newer delivery of the same task.
 pub fn adopt(leases: &Leases, number: u64, delivery: &Delivery) {
-    if let Some(entry) = leases.entries().get_mut(&number) {
-        entry.reply = delivery.reply.clone();
-        entry.renewed = delivery.received;
-        entry.follow();
+    let entry = leases.entries().get(&number).cloned();
+    if let Some(entry) = entry {
+        let mut newest = entry.newest();
+        newest.reply = delivery.reply.clone();
+        newest.renewed = delivery.received;
+        newest.follow();
     }
 }
 
