@@ -21,7 +21,7 @@ use crate::handlers::Call;
 use crate::logs::{Activity, LogSink};
 use crate::runtime::{Bounds, Exit, Job, Runtime, RuntimeError, StartError, Surroundings};
 use crate::worker::Worker;
-use crate::{fail, folder, objects, placement};
+use crate::{fail, objects, placement};
 
 /// Warnings kept of one attempt; the first ones tell the cause.
 const MOST_WARNINGS: usize = 16;
@@ -185,7 +185,10 @@ async fn in_runtime(
     work: Work,
     mut stop: watch::Receiver<Option<Duration>>,
 ) -> Done {
-    let folder = match folder::Folder::create(&worker.config.state_dir, &worker.id, &work.start) {
+    let is_process = matches!(work.task.workload, Workload::Process(_));
+    // An engine may have given a container's folder to others; that of a process is its own.
+    let made = if is_process { worker.folders.take(&work.start) } else { worker.folders.create(&work.start) };
+    let mut folder = match made {
         Ok(folder) => folder,
         Err(error) => {
             // Not the task's fault, and the next one would fare no better: put off, fetch nothing more.
@@ -271,14 +274,14 @@ async fn in_runtime(
         done.artifacts = objects::gather(worker, &work, folder.path(), &mut warnings).await;
     }
     warnings.truncate(MOST_WARNINGS);
-    if done.end == End::Succeeded {
+    if folder.has_result() && done.end == End::Succeeded {
         match objects::keep_result_file(worker, &work, &folder.result_file()).await {
             Ok(result) => done.result = result,
             Err(error) => done.end = End::failed(error),
         }
     }
     done.warnings = warnings;
-    folder.remove().await;
+    if is_process && done.exit.is_some() { worker.folders.put(folder).await } else { folder.remove().await }
     done
 }
 

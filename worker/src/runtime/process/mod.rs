@@ -31,6 +31,7 @@ mod guard;
 mod handle;
 mod jobs;
 mod mounts;
+mod output;
 mod plan;
 mod runtime;
 mod shepherd;

@@ -1,5 +1,6 @@
 //! The runtime as the worker sees it.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,11 +11,9 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use nix::fcntl::OFlag;
 use schemas::agent::RuntimeInfo;
 use schemas::record::Usage;
 use schemas::{StartId, Workload};
-use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -23,13 +22,18 @@ use super::super::{Exit, Job, Listed, Runtime, RuntimeError, StartError, Started
 use super::cgroups::{Cgroups, Held};
 use super::handle::{Guard, Shepherd};
 use super::jobs::{self, Jobs, Known, Wish};
+use super::output::output;
 use super::wire::{FromShepherd, Run, Step, ToShepherd};
 use super::{ProcessConfig, ProcessRuntimeError};
 use crate::runtime::clock::{self, Lease, memfd};
 
 const NAME: &str = "process";
-/// Shepherds kept for the next jobs; each costs some hundred KiB.
+/// Shepherds kept for the next jobs however long there are none; each costs some hundred KiB.
 const MOST_IDLE: usize = 16;
+/// As long as jobs come and go, more are kept: to make one costs as much as a short job.
+const MOST_RESTING: usize = 256;
+/// So long without a job, and a shepherd is one too many.
+const REST: Duration = Duration::from_secs(10);
 /// Where programs are looked for when a job has no `PATH`, as `execvp` does.
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
@@ -56,7 +60,8 @@ struct Pool {
 #[derive(Default)]
 struct PoolInner {
     guard: Option<Arc<Guard>>,
-    idle: Vec<Shepherd>,
+    /// The one that had a job last is at the end, and gets the next.
+    idle: VecDeque<(Shepherd, Instant)>,
 }
 
 impl ProcessRuntime {
@@ -67,7 +72,7 @@ impl ProcessRuntime {
         let name = config.cgroups.then(|| config.name.clone());
         let claim = move || name.map_or_else(Cgroups::none, |name| Cgroups::claim(&name));
         let cgroups = tokio::task::spawn_blocking(claim).await.unwrap_or_else(|_| Cgroups::none());
-        let inner = PoolInner { guard: Some(Arc::new(guard)), idle: Vec::new() };
+        let inner = PoolInner { guard: Some(Arc::new(guard)), idle: VecDeque::new() };
         Ok(Self {
             config,
             jobs: Arc::default(),
@@ -298,6 +303,7 @@ impl Runtime for ProcessRuntime {
 
     fn keep_alive(&self, until: Instant) {
         self.lease.extend(clock::instant_ns(until));
+        self.pool.trim();
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
@@ -329,7 +335,7 @@ impl Pool {
             pool.guard = None;
             return None;
         }
-        while let Some(shepherd) = pool.idle.pop() {
+        while let Some((shepherd, _)) = pool.idle.pop_back() {
             if shepherd.is_alive() {
                 return Some(Ok(shepherd));
             }
@@ -340,8 +346,16 @@ impl Pool {
 
     fn put(&self, shepherd: Shepherd) {
         let mut pool = self.lock();
-        if pool.idle.len() < MOST_IDLE && shepherd.is_alive() {
-            pool.idle.push(shepherd);
+        if pool.idle.len() < MOST_RESTING {
+            pool.idle.push_back((shepherd, Instant::now()));
+        }
+    }
+
+    /// Lets those go that are too many.
+    fn trim(&self) {
+        let mut pool = self.lock();
+        while pool.idle.len() > MOST_IDLE && pool.idle.front().is_some_and(|(_, since)| since.elapsed() > REST) {
+            pool.idle.pop_front();
         }
     }
 }
@@ -369,12 +383,6 @@ fn input(content: &str) -> io::Result<OwnedFd> {
     file.write_all(content.as_bytes())?;
     file.rewind()?;
     Ok(file.into())
-}
-
-/// A pipe: our end of it, and the job's.
-fn output() -> io::Result<(pipe::Receiver, OwnedFd)> {
-    let (ours, theirs) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
-    Ok((pipe::Receiver::from_owned_fd(ours)?, theirs))
 }
 
 fn start_error(job: &Job, command: &[String], step: Step, errno: i32, what: &str) -> StartError {
