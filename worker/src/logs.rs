@@ -20,6 +20,9 @@ use crate::worker::Worker;
 const LARGEST_BATCH: usize = 64 << 10;
 /// A few lines that come together travel together; nobody notices this much later.
 const GATHER_FOR: Duration = Duration::from_millis(20);
+/// Room for what comes at once, at first and for those that say much.
+const LEAST_ROOM: usize = 1 << 10;
+const MOST_ROOM: usize = 32 << 10;
 /// How long a batch is tried before output is given up: longer than any restart of a server.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(120);
 
@@ -249,10 +252,13 @@ async fn read(
     activity: Activity,
 ) {
     let mut buffer = BytesMut::new();
+    // Most say little or nothing; who fills the room gets more.
+    let mut room = LEAST_ROOM;
     loop {
-        buffer.reserve(largest.min(32 << 10));
+        buffer.reserve(room);
         match from.read_buf(&mut buffer).await {
             Ok(0) => return,
+            Ok(length) if length >= room => room = MOST_ROOM.min(largest),
             Ok(_) => {}
             Err(error) => {
                 tracing::warn!(%error, "output of a workload unreadable");

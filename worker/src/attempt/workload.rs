@@ -26,6 +26,9 @@ use crate::{fail, objects, placement};
 /// Warnings kept of one attempt; the first ones tell the cause.
 const MOST_WARNINGS: usize = 16;
 
+/// A process that runs says so within far less.
+const SOON: Duration = Duration::from_millis(500);
+
 /// What to run, and for whom.
 #[derive(Clone)]
 pub struct Work {
@@ -216,12 +219,22 @@ async fn in_runtime(
         alive_until: work.alive_until,
     };
     let running = async {
+        let mut starting = runtime.start(job);
         let started = tokio::select! {
-            started = runtime.start(job) => started.map_err(not_started)?,
-            // Dropped half way, a start leaves nothing.
-            _ = stopping(&mut stop) => return Err(End::failed(TaskError::new(Code::Cancelled, "stopped while it started"))),
+            started = &mut starting => Some(started),
+            // A process may run already, and then it gets its grace.
+            grace = stopping(&mut stop) => {
+                let patience = if is_process { SOON.min(grace) } else { Duration::ZERO };
+                tokio::time::timeout(patience, &mut starting).await.ok()
+            }
         };
-        let started_at = worker.js.now();
+        let Some(started) = started else {
+            // Dropped half way, a start leaves nothing.
+            return Err(End::failed(TaskError::new(Code::Cancelled, "stopped while it started")));
+        };
+        let started = started.map_err(not_started)?;
+        let now = worker.js.now();
+        let started_at = Timestamp::from_millis(now.as_millis() - started.ran.as_millis() as i64);
         fail::point("after_start");
         let ending = async {
             let exit = tokio::select! {

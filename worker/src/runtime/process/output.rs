@@ -10,6 +10,9 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::unix::pipe;
 
+/// Most that is read at once before it is watched.
+const FIRST: usize = 4 << 10;
+
 /// A pipe: our end of it, and the job's.
 pub(super) fn output() -> io::Result<(Output, OwnedFd)> {
     let (ours, theirs) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
@@ -29,7 +32,8 @@ impl AsyncRead for Output {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if let Self::Unwatched(ours) = &mut *self {
             let Some(file) = ours else { return Poll::Ready(Ok(())) };
-            match nix::unistd::read(&*file, buffer.initialize_unfilled()) {
+            let room = buffer.remaining().min(FIRST);
+            match nix::unistd::read(&*file, buffer.initialize_unfilled_to(room)) {
                 Ok(length) => {
                     buffer.advance(length);
                     return Poll::Ready(Ok(()));

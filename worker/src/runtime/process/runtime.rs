@@ -128,8 +128,15 @@ impl ProcessRuntime {
         let request = ToShepherd::Run(Box::new(run));
         shepherd.tell(&request, &files).await.map_err(failed("reach the shepherd of the job"))?;
         drop((stdin, stdout_end, stderr_end));
+        let began = Instant::now();
+        let started = || Started { stdout: Box::new(stdout), stderr: Box::new(stderr), ran: began.elapsed() };
         match shepherd.hear().await {
             Ok(Some(FromShepherd::Started)) => {}
+            Ok(Some(FromShepherd::Ended(ended))) => {
+                registered.ended(ended);
+                self.pool.put(shepherd);
+                return Ok(started());
+            }
             Ok(Some(FromShepherd::Failed { step, errno, what })) => {
                 self.pool.put(shepherd);
                 return Err(start_error(&job, &process.command, step, errno, &what));
@@ -149,7 +156,7 @@ impl ProcessRuntime {
                 pool.put(shepherd);
             }
         });
-        Ok(Started { stdout: Box::new(stdout), stderr: Box::new(stderr) })
+        Ok(started())
     }
 
     /// The job with every decision taken.

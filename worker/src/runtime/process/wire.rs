@@ -87,7 +87,7 @@ pub(super) struct Run {
 /// Shepherd to worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum FromShepherd {
-    /// It runs.
+    /// It runs, and has for a moment; never told of a job that is over sooner.
     Started,
     /// It does not, and nothing is left of it.
     Failed {
