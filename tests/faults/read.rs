@@ -208,6 +208,7 @@ fn job_folders(fleet: &Path) -> Vec<String> {
     };
     let states = below(fleet);
     let workers = states.iter().flat_map(|state| below(&state.join("work")));
-    let own = |path: &std::path::PathBuf| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+    let own =
+        |path: &std::path::PathBuf| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
     workers.flat_map(|worker| below(&worker)).filter(|path| !own(path)).map(|path| path.display().to_string()).collect()
 }

@@ -294,7 +294,11 @@ async fn in_runtime(
         }
     }
     done.warnings = warnings;
-    if is_process && done.exit.is_some() { worker.folders.put(folder).await } else { folder.remove().await }
+    if is_process && done.exit.is_some() {
+        worker.folders.put(folder).await
+    } else {
+        folder.remove().await
+    }
     done
 }
 

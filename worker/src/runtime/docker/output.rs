@@ -36,7 +36,10 @@ pub(super) fn pipes() -> (Started, Output) {
     let (stdout_end, stdout) = tokio::io::duplex(HELD);
     let (stderr_end, stderr) = tokio::io::duplex(HELD);
     let ran = Duration::ZERO;
-    (Started { stdout: Box::new(stdout), stderr: Box::new(stderr), ran }, Output { stdout: stdout_end, stderr: stderr_end })
+    (
+        Started { stdout: Box::new(stdout), stderr: Box::new(stderr), ran },
+        Output { stdout: stdout_end, stderr: stderr_end },
+    )
 }
 
 impl Output {

@@ -14,7 +14,7 @@ use futures_util::future::BoxFuture;
 use schemas::agent::RuntimeInfo;
 use schemas::record::Usage;
 use schemas::{StartId, Workload};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -33,7 +33,7 @@ const MOST_IDLE: usize = 16;
 /// As long as jobs come and go, more are kept: to make one costs as much as a short job.
 const MOST_RESTING: usize = 256;
 /// So long without a job, and a shepherd is one too many.
-const REST: Duration = Duration::from_secs(10);
+const REST: Duration = Duration::from_secs(5);
 /// Where programs are looked for when a job has no `PATH`, as `execvp` does.
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
@@ -52,12 +52,12 @@ pub struct ProcessRuntime {
 }
 
 /// The guard and the shepherds that wait for jobs.
-#[derive(Default)]
 struct Pool {
     inner: Mutex<PoolInner>,
+    /// More rest than are kept for long.
+    crowded: Notify,
 }
 
-#[derive(Default)]
 struct PoolInner {
     guard: Option<Arc<Guard>>,
     /// The one that had a job last is at the end, and gets the next.
@@ -73,17 +73,23 @@ impl ProcessRuntime {
         let claim = move || name.map_or_else(Cgroups::none, |name| Cgroups::claim(&name));
         let cgroups = tokio::task::spawn_blocking(claim).await.unwrap_or_else(|_| Cgroups::none());
         let inner = PoolInner { guard: Some(Arc::new(guard)), idle: VecDeque::new() };
+        let pool = Arc::new(Pool { inner: Mutex::new(inner), crowded: Notify::new() });
+        let (attendants, closed) = (TaskTracker::new(), CancellationToken::new());
+        attendants.spawn({
+            let (pool, closed) = (Arc::clone(&pool), closed.clone());
+            async move { closed.run_until_cancelled(pool.thin_out()).await }
+        });
         Ok(Self {
             config,
             jobs: Arc::default(),
-            pool: Arc::new(Pool { inner: Mutex::new(inner) }),
+            pool,
             cgroups,
             lease,
             lease_file,
             not_root: !nix::unistd::geteuid().is_root(),
             restart: tokio::sync::Mutex::default(),
-            attendants: TaskTracker::new(),
-            closed: CancellationToken::new(),
+            attendants,
+            closed,
         })
     }
 
@@ -310,7 +316,6 @@ impl Runtime for ProcessRuntime {
 
     fn keep_alive(&self, until: Instant) {
         self.lease.extend(clock::instant_ns(until));
-        self.pool.trim();
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
@@ -356,13 +361,23 @@ impl Pool {
         if pool.idle.len() < MOST_RESTING {
             pool.idle.push_back((shepherd, Instant::now()));
         }
+        if pool.idle.len() > MOST_IDLE {
+            self.crowded.notify_one();
+        }
     }
 
-    /// Lets those go that are too many.
-    fn trim(&self) {
-        let mut pool = self.lock();
-        while pool.idle.len() > MOST_IDLE && pool.idle.front().is_some_and(|(_, since)| since.elapsed() > REST) {
-            pool.idle.pop_front();
+    /// Lets those go that have been too many for a while. Never ends.
+    async fn thin_out(&self) {
+        loop {
+            self.crowded.notified().await;
+            tokio::time::sleep(REST).await;
+            let mut pool = self.lock();
+            while pool.idle.len() > MOST_IDLE && pool.idle.front().is_some_and(|(_, since)| since.elapsed() >= REST) {
+                pool.idle.pop_front();
+            }
+            if pool.idle.len() > MOST_IDLE {
+                self.crowded.notify_one();
+            }
         }
     }
 }
