@@ -33,7 +33,7 @@ const MOST_IDLE: usize = 16;
 /// As long as jobs come and go, more are kept: to make one costs as much as a short job.
 const MOST_RESTING: usize = 256;
 /// So long without a job, and a shepherd is one too many.
-const REST: Duration = Duration::from_secs(5);
+const REST: Duration = Duration::from_secs(2);
 /// Where programs are looked for when a job has no `PATH`, as `execvp` does.
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
