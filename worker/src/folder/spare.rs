@@ -191,7 +191,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_folder_that_a_process_changed_in_any_way_is_nobody_elses() {
-        let changes: [(&str, fn(&Path)); 4] = [
+        type Change = fn(&Path);
+        let changes: [(&str, Change); 4] = [
             ("a file", |path| std::fs::write(path.join("x"), "secret").unwrap()),
             ("its mode", |path| std::fs::set_permissions(path, Permissions::from_mode(0o777)).unwrap()),
             ("an attribute", |path| {
