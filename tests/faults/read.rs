@@ -200,7 +200,7 @@ pub async fn leftovers(world: &World, rest: &mut Rest, patience: Duration) {
     }
 }
 
-/// Work folders of jobs: `<state>/work/<worker>/<start>`.
+/// Work folders of jobs: `<state>/work/<worker>/<start>`; what begins with a dot is the worker's own.
 fn job_folders(fleet: &Path) -> Vec<String> {
     let below = |folder: &Path| {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
@@ -208,5 +208,7 @@ fn job_folders(fleet: &Path) -> Vec<String> {
     };
     let states = below(fleet);
     let workers = states.iter().flat_map(|state| below(&state.join("work")));
-    workers.flat_map(|worker| below(&worker)).map(|path| path.display().to_string()).collect()
+    let own =
+        |path: &std::path::PathBuf| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+    workers.flat_map(|worker| below(&worker)).filter(|path| !own(path)).map(|path| path.display().to_string()).collect()
 }

@@ -3,8 +3,9 @@
 
 use std::fs::DirEntry;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use schemas::{AgentId, StartId};
 
@@ -79,10 +80,11 @@ fn entries(folder: &Path) -> io::Result<Option<Vec<DirEntry>>> {
     }
 }
 
-/// Since it was made, or where the file system does not tell that, since it was last changed.
+/// Since it was last changed, which it was when it got its name: a folder may have had another before.
 fn age(path: &Path) -> Option<Duration> {
     let about = std::fs::symlink_metadata(path).ok()?;
-    about.created().or_else(|_| about.modified()).ok()?.elapsed().ok()
+    let changed = Duration::new(about.ctime().try_into().ok()?, about.ctime_nsec().try_into().ok()?);
+    (SystemTime::UNIX_EPOCH + changed).elapsed().ok()
 }
 
 #[cfg(test)]

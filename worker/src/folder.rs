@@ -14,11 +14,15 @@ use nix::sys::stat::{FchmodatFlags, Mode, fchmodat, fstat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use schemas::{AgentId, StartId};
 
+mod spare;
+
 /// An own folder, and beside it the file that takes the result.
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
     result: PathBuf,
+    /// Looked for after its workload was gone, and not there.
+    no_result: bool,
     removed: bool,
 }
 
@@ -45,7 +49,11 @@ impl Folder {
             }
             made => made?,
         }
-        Ok(Self { result: root.join(format!("{start}.result")), path, removed: false })
+        Ok(Self::at(&root, path, start))
+    }
+
+    fn at(root: &Path, path: PathBuf, start: &StartId) -> Self {
+        Self { result: root.join(format!("{start}.result")), path, no_result: false, removed: false }
     }
 
     /// Where the workload runs.
@@ -58,10 +66,23 @@ impl Folder {
         self.result.clone()
     }
 
+    /// Whether its workload, which is gone, left something where its result belongs.
+    pub fn has_result(&mut self) -> bool {
+        let looked = std::fs::symlink_metadata(&self.result);
+        self.no_result = looked.is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        !self.no_result
+    }
+
+    fn remove_result(&self) {
+        if !self.no_result {
+            let _ = std::fs::remove_file(&self.result);
+        }
+    }
+
     /// Removes it with all that is in it.
     pub async fn remove(mut self) {
         self.removed = true;
-        let _ = std::fs::remove_file(&self.result);
+        self.remove_result();
         // Most are empty, and for these nothing needs to wait.
         if std::fs::remove_dir(&self.path).is_ok() {
             return;
@@ -77,8 +98,48 @@ impl Folder {
 impl Drop for Folder {
     fn drop(&mut self) {
         if !self.removed {
-            let _ = std::fs::remove_file(&self.result);
+            self.remove_result();
             let _ = remove_tree(&self.path);
+        }
+    }
+}
+
+/// Where the work folders of one worker are made, and those that their processes left as they had found them: the next
+/// process gets one of these under a new name. To make a folder and to remove it costs more than all else that is done
+/// for a short process.
+#[derive(Debug)]
+pub struct Folders {
+    state_dir: PathBuf,
+    worker: AgentId,
+    spares: spare::Spares,
+}
+
+impl Folders {
+    /// Of this worker.
+    pub fn new(state_dir: &Path, worker: &AgentId) -> Self {
+        let spares = spare::Spares::new(root(state_dir, worker));
+        Self { state_dir: state_dir.to_owned(), worker: worker.clone(), spares }
+    }
+
+    /// A new one.
+    pub fn create(&self, start: &StartId) -> io::Result<Folder> {
+        Folder::create(&self.state_dir, &self.worker, start)
+    }
+
+    /// One for a process: empty, and as a new one in every respect.
+    pub fn take(&self, start: &StartId) -> io::Result<Folder> {
+        if let Some(folder) = self.spares.take(start) {
+            return Ok(folder);
+        }
+        let folder = self.create(start)?;
+        self.spares.look_at(&folder.path);
+        Ok(folder)
+    }
+
+    /// Takes one back from a process that is gone with all that it started.
+    pub async fn put(&self, folder: Folder) {
+        if let Err(folder) = self.spares.keep(folder) {
+            folder.remove().await;
         }
     }
 }

@@ -121,6 +121,7 @@ pub async fn run(
         store: Store::new(js.clone(), config.names.clone(), config.records_kept),
         leases: Leases::new(js.clone()),
         held,
+        folders: folder::Folders::new(&config.state_dir, &identity.id),
         slots: Slots::new(config.slots),
         handlers,
         runtimes,

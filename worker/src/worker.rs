@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::cordon::Cordon;
+use crate::folder::Folders;
 use crate::handlers::Handlers;
 use crate::held::Held;
 use crate::nats::lease::Leases;
@@ -37,6 +38,8 @@ pub struct Worker {
     pub leases: Arc<Leases>,
     /// The same on disk, for its next boot.
     pub held: Held,
+    /// Where its workloads run.
+    pub folders: Folders,
     /// Room.
     pub slots: Slots,
     /// Functions of this program.

@@ -221,6 +221,47 @@ async fn a_job_begins_with_default_signals_and_no_files_but_three() {
 }
 
 #[tokio::test]
+async fn a_job_leads_a_group_and_is_in_no_other_jobs_session() {
+    let fixture = Fixture::new().await;
+    let mut sessions = Vec::new();
+    let mut jobs = Vec::new();
+    for _ in 0..2 {
+        // Pid, process group, session.
+        let job = fixture.shell("cut -d ' ' -f 1,5,6 /proc/$$/stat; exec sleep 1000");
+        let start = job.start.clone();
+        let mut started = fixture.runtime.start(job).await.unwrap();
+        let told = line(&mut *started.stdout).await;
+        let [pid, group, session] = told.split(' ').map(pid).collect::<Vec<_>>()[..] else { panic!("{told}") };
+        assert_eq!(pid, group);
+        sessions.push(session);
+        jobs.push(start);
+    }
+    assert_ne!(sessions[0], sessions[1]);
+    // SAFETY: plain call.
+    assert!(!sessions.contains(&unsafe { libc::getsid(0) }));
+    for start in jobs {
+        fixture.stop(&start, Duration::ZERO).await;
+    }
+}
+
+#[tokio::test]
+async fn a_short_job_is_told_of_once_with_all_that_it_said() {
+    let fixture = Fixture::new().await;
+    for _ in 0..20 {
+        let job = fixture.shell("echo out; echo err >&2; exit 3");
+        let start = job.start.clone();
+        let output = fixture.run(job).await;
+        assert_eq!((output.stdout.as_str(), output.stderr.as_str()), ("out\n", "err\n"));
+        assert_eq!(output.exit.code, Some(3));
+        fixture.runtime.remove(&start).await.unwrap();
+    }
+    assert!(fixture.runtime.list().await.unwrap().is_empty());
+    // More than a pipe holds, at once.
+    let flood = fixture.run(fixture.shell("head -c 300000 /dev/zero | tr '\\0' x")).await;
+    assert_eq!((flood.stdout.len(), flood.exit.code), (300_000, Some(0)));
+}
+
+#[tokio::test]
 async fn a_large_environment_arrives() {
     let fixture = Fixture::new().await;
     let mut job = fixture.shell("echo ${#V1} ${#V2} ${#V3} $#");

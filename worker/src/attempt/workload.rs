@@ -21,10 +21,13 @@ use crate::handlers::Call;
 use crate::logs::{Activity, LogSink};
 use crate::runtime::{Bounds, Exit, Job, Runtime, RuntimeError, StartError, Surroundings};
 use crate::worker::Worker;
-use crate::{fail, folder, objects, placement};
+use crate::{fail, objects, placement};
 
 /// Warnings kept of one attempt; the first ones tell the cause.
 const MOST_WARNINGS: usize = 16;
+
+/// A process that runs says so within far less.
+const SOON: Duration = Duration::from_millis(500);
 
 /// What to run, and for whom.
 #[derive(Clone)]
@@ -185,7 +188,10 @@ async fn in_runtime(
     work: Work,
     mut stop: watch::Receiver<Option<Duration>>,
 ) -> Done {
-    let folder = match folder::Folder::create(&worker.config.state_dir, &worker.id, &work.start) {
+    let is_process = matches!(work.task.workload, Workload::Process(_));
+    // An engine may have given a container's folder to others; that of a process is its own.
+    let made = if is_process { worker.folders.take(&work.start) } else { worker.folders.create(&work.start) };
+    let mut folder = match made {
         Ok(folder) => folder,
         Err(error) => {
             // Not the task's fault, and the next one would fare no better: put off, fetch nothing more.
@@ -213,12 +219,22 @@ async fn in_runtime(
         alive_until: work.alive_until,
     };
     let running = async {
+        let mut starting = runtime.start(job);
         let started = tokio::select! {
-            started = runtime.start(job) => started.map_err(not_started)?,
-            // Dropped half way, a start leaves nothing.
-            _ = stopping(&mut stop) => return Err(End::failed(TaskError::new(Code::Cancelled, "stopped while it started"))),
+            started = &mut starting => Some(started),
+            // A process may run already, and then it gets its grace.
+            grace = stopping(&mut stop) => {
+                let patience = if is_process { SOON.min(grace) } else { Duration::ZERO };
+                tokio::time::timeout(patience, &mut starting).await.ok()
+            }
         };
-        let started_at = worker.js.now();
+        let Some(started) = started else {
+            // Dropped half way, a start leaves nothing.
+            return Err(End::failed(TaskError::new(Code::Cancelled, "stopped while it started")));
+        };
+        let started = started.map_err(not_started)?;
+        let now = worker.js.now();
+        let started_at = Timestamp::from_millis(now.as_millis() - started.ran.as_millis() as i64);
         fail::point("after_start");
         let ending = async {
             let exit = tokio::select! {
@@ -271,14 +287,18 @@ async fn in_runtime(
         done.artifacts = objects::gather(worker, &work, folder.path(), &mut warnings).await;
     }
     warnings.truncate(MOST_WARNINGS);
-    if done.end == End::Succeeded {
+    if folder.has_result() && done.end == End::Succeeded {
         match objects::keep_result_file(worker, &work, &folder.result_file()).await {
             Ok(result) => done.result = result,
             Err(error) => done.end = End::failed(error),
         }
     }
     done.warnings = warnings;
-    folder.remove().await;
+    if is_process && done.exit.is_some() {
+        worker.folders.put(folder).await
+    } else {
+        folder.remove().await
+    }
     done
 }
 

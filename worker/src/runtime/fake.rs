@@ -197,7 +197,7 @@ impl Runtime for FakeRuntime {
             let workload = Workload { exit, stdout: Some(stdout_end), stderr: Some(stderr_end) };
             self.state().workloads.insert(job.start.clone(), workload);
             self.tell_started.send(job).unwrap();
-            Ok(Started { stdout: Box::new(stdout), stderr: Box::new(stderr) })
+            Ok(Started { stdout: Box::new(stdout), stderr: Box::new(stderr), ran: Duration::ZERO })
         }
         .boxed()
     }

@@ -37,7 +37,7 @@ pub trait Runtime: Send + Sync + 'static {
     /// What a workload finds around it: the base of its environment, and where it sees the files that it is told of.
     fn surroundings(&self, folder: &Path, result_file: &Path) -> Surroundings;
 
-    /// Starts one workload and returns once it runs. A failed start leaves nothing behind.
+    /// Starts one workload and returns once it runs, or ran. A failed start leaves nothing behind.
     /// Cancel safe: a start whose future is dropped leaves nothing running.
     fn start(&self, job: Job) -> BoxFuture<'_, Result<Started, StartError>>;
 
@@ -154,6 +154,8 @@ pub struct Started {
     pub stdout: Box<dyn AsyncRead + Send + Unpin>,
     /// Standard error.
     pub stderr: Box<dyn AsyncRead + Send + Unpin>,
+    /// How long it has run when this is told; it may be over by then.
+    pub ran: Duration,
 }
 
 /// How a workload ended.

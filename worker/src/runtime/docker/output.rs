@@ -35,7 +35,11 @@ pub(super) enum Carried {
 pub(super) fn pipes() -> (Started, Output) {
     let (stdout_end, stdout) = tokio::io::duplex(HELD);
     let (stderr_end, stderr) = tokio::io::duplex(HELD);
-    (Started { stdout: Box::new(stdout), stderr: Box::new(stderr) }, Output { stdout: stdout_end, stderr: stderr_end })
+    let ran = Duration::ZERO;
+    (
+        Started { stdout: Box::new(stdout), stderr: Box::new(stderr), ran },
+        Output { stdout: stdout_end, stderr: stderr_end },
+    )
 }
 
 impl Output {

@@ -150,6 +150,10 @@ impl Guard {
             std::mem::forget(socket);
             close_all_from(4);
             libc::prctl(libc::PR_SET_NAME, c"shoal-shepherd".as_ptr());
+            // Its jobs, one after the other, are in no other job's session.
+            if libc::setsid() < 0 {
+                return Err(io::Error::last_os_error());
+            }
             if libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) < 0 {
                 return Err(io::Error::last_os_error());
             }

@@ -110,6 +110,12 @@ impl Registered {
         self.started = true;
     }
 
+    /// It ran, and is over already.
+    pub(super) fn ended(mut self, ended: Ended) {
+        self.started = true;
+        self.exit.send_replace(Some(exit(ended)));
+    }
+
     /// Passes wishes on and waits for the end; hands back the shepherd if it can run another job.
     pub(super) async fn attend(mut self, shepherd: Shepherd, cgroup: Option<CgroupPlan>) -> Option<Shepherd> {
         let began = Instant::now();

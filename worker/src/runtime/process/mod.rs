@@ -20,7 +20,8 @@
 //! once can set a daemon free that has left its session. A worker that is frozen cannot renew the lease, a word in
 //! shared memory that each shepherd checks when its job's time is over.
 //!
-//! **Fast.** A shepherd is small and used again, so a start is a `vfork`, and many start in parallel. One guard that
+//! **Fast.** A shepherd is small and used again, so a start is a `vfork`, and many start in parallel. A short job costs
+//! two packets, one there and one back, and its pipes are read when all is in them. One guard that
 //! starts every job itself (the obvious way) has to guess whose a daemon is that scrubbed its environment; one new
 //! process around each job has not, but doubles the forks.
 
@@ -31,6 +32,7 @@ mod guard;
 mod handle;
 mod jobs;
 mod mounts;
+mod output;
 mod plan;
 mod runtime;
 mod shepherd;

@@ -1,5 +1,6 @@
 //! The runtime as the worker sees it.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,12 +11,10 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use nix::fcntl::OFlag;
 use schemas::agent::RuntimeInfo;
 use schemas::record::Usage;
 use schemas::{StartId, Workload};
-use tokio::net::unix::pipe;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -23,13 +22,18 @@ use super::super::{Exit, Job, Listed, Runtime, RuntimeError, StartError, Started
 use super::cgroups::{Cgroups, Held};
 use super::handle::{Guard, Shepherd};
 use super::jobs::{self, Jobs, Known, Wish};
+use super::output::output;
 use super::wire::{FromShepherd, Run, Step, ToShepherd};
 use super::{ProcessConfig, ProcessRuntimeError};
 use crate::runtime::clock::{self, Lease, memfd};
 
 const NAME: &str = "process";
-/// Shepherds kept for the next jobs; each costs some hundred KiB.
+/// Shepherds kept for the next jobs however long there are none; each costs some hundred KiB.
 const MOST_IDLE: usize = 16;
+/// As long as jobs come and go, more are kept: to make one costs as much as a short job.
+const MOST_RESTING: usize = 256;
+/// So long without a job, and a shepherd is one too many.
+const REST: Duration = Duration::from_secs(2);
 /// Where programs are looked for when a job has no `PATH`, as `execvp` does.
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
@@ -48,15 +52,16 @@ pub struct ProcessRuntime {
 }
 
 /// The guard and the shepherds that wait for jobs.
-#[derive(Default)]
 struct Pool {
     inner: Mutex<PoolInner>,
+    /// More rest than are kept for long.
+    crowded: Notify,
 }
 
-#[derive(Default)]
 struct PoolInner {
     guard: Option<Arc<Guard>>,
-    idle: Vec<Shepherd>,
+    /// The one that had a job last is at the end, and gets the next.
+    idle: VecDeque<(Shepherd, Instant)>,
 }
 
 impl ProcessRuntime {
@@ -67,18 +72,24 @@ impl ProcessRuntime {
         let name = config.cgroups.then(|| config.name.clone());
         let claim = move || name.map_or_else(Cgroups::none, |name| Cgroups::claim(&name));
         let cgroups = tokio::task::spawn_blocking(claim).await.unwrap_or_else(|_| Cgroups::none());
-        let inner = PoolInner { guard: Some(Arc::new(guard)), idle: Vec::new() };
+        let inner = PoolInner { guard: Some(Arc::new(guard)), idle: VecDeque::new() };
+        let pool = Arc::new(Pool { inner: Mutex::new(inner), crowded: Notify::new() });
+        let (attendants, closed) = (TaskTracker::new(), CancellationToken::new());
+        attendants.spawn({
+            let (pool, closed) = (Arc::clone(&pool), closed.clone());
+            async move { closed.run_until_cancelled(pool.thin_out()).await }
+        });
         Ok(Self {
             config,
             jobs: Arc::default(),
-            pool: Arc::new(Pool { inner: Mutex::new(inner) }),
+            pool,
             cgroups,
             lease,
             lease_file,
             not_root: !nix::unistd::geteuid().is_root(),
             restart: tokio::sync::Mutex::default(),
-            attendants: TaskTracker::new(),
-            closed: CancellationToken::new(),
+            attendants,
+            closed,
         })
     }
 
@@ -123,8 +134,15 @@ impl ProcessRuntime {
         let request = ToShepherd::Run(Box::new(run));
         shepherd.tell(&request, &files).await.map_err(failed("reach the shepherd of the job"))?;
         drop((stdin, stdout_end, stderr_end));
+        let began = Instant::now();
+        let started = || Started { stdout: Box::new(stdout), stderr: Box::new(stderr), ran: began.elapsed() };
         match shepherd.hear().await {
             Ok(Some(FromShepherd::Started)) => {}
+            Ok(Some(FromShepherd::Ended(ended))) => {
+                registered.ended(ended);
+                self.pool.put(shepherd);
+                return Ok(started());
+            }
             Ok(Some(FromShepherd::Failed { step, errno, what })) => {
                 self.pool.put(shepherd);
                 return Err(start_error(&job, &process.command, step, errno, &what));
@@ -144,7 +162,7 @@ impl ProcessRuntime {
                 pool.put(shepherd);
             }
         });
-        Ok(Started { stdout: Box::new(stdout), stderr: Box::new(stderr) })
+        Ok(started())
     }
 
     /// The job with every decision taken.
@@ -329,7 +347,7 @@ impl Pool {
             pool.guard = None;
             return None;
         }
-        while let Some(shepherd) = pool.idle.pop() {
+        while let Some((shepherd, _)) = pool.idle.pop_back() {
             if shepherd.is_alive() {
                 return Some(Ok(shepherd));
             }
@@ -340,8 +358,26 @@ impl Pool {
 
     fn put(&self, shepherd: Shepherd) {
         let mut pool = self.lock();
-        if pool.idle.len() < MOST_IDLE && shepherd.is_alive() {
-            pool.idle.push(shepherd);
+        if pool.idle.len() < MOST_RESTING {
+            pool.idle.push_back((shepherd, Instant::now()));
+        }
+        if pool.idle.len() > MOST_IDLE {
+            self.crowded.notify_one();
+        }
+    }
+
+    /// Lets those go that have been too many for a while. Never ends.
+    async fn thin_out(&self) {
+        loop {
+            self.crowded.notified().await;
+            tokio::time::sleep(REST).await;
+            let mut pool = self.lock();
+            while pool.idle.len() > MOST_IDLE && pool.idle.front().is_some_and(|(_, since)| since.elapsed() >= REST) {
+                pool.idle.pop_front();
+            }
+            if pool.idle.len() > MOST_IDLE {
+                self.crowded.notify_one();
+            }
         }
     }
 }
@@ -369,12 +405,6 @@ fn input(content: &str) -> io::Result<OwnedFd> {
     file.write_all(content.as_bytes())?;
     file.rewind()?;
     Ok(file.into())
-}
-
-/// A pipe: our end of it, and the job's.
-fn output() -> io::Result<(pipe::Receiver, OwnedFd)> {
-    let (ours, theirs) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
-    Ok((pipe::Receiver::from_owned_fd(ours)?, theirs))
 }
 
 fn start_error(job: &Job, command: &[String], step: Step, errno: i32, what: &str) -> StartError {

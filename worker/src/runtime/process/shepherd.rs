@@ -20,6 +20,9 @@ use super::wire::{self, Ended, FromShepherd, Run, Step, ToShepherd, Used};
 use super::{signals, tree};
 use crate::runtime::clock::{self, Lease};
 
+/// Who ends sooner is told of once instead of twice. Nobody needs to know earlier: the output waits in the pipes, and a
+/// stop waits for the word.
+const MOMENT_NS: u64 = 20_000_000;
 /// Between two rounds of killing. A round is also tried whenever a child ends.
 const KILL_AGAIN_NS: u64 = 10_000_000;
 
@@ -82,7 +85,6 @@ impl Shepherd<'_> {
         };
         // Readers see the end of the output only when nobody holds the pipes any more.
         drop(files);
-        self.tell(&FromShepherd::Started)?;
         let job = Running::new(main, began_ns);
         let ended = job.attend(self, &run)?;
         self.tell(&FromShepherd::Ended(ended))
@@ -178,17 +180,23 @@ impl Running {
     /// Watches the job until nothing of it is left.
     fn attend(mut self, shepherd: &Shepherd<'_>, run: &Run) -> io::Result<Ended> {
         let mut ended = Ended::default();
+        let mut tell_ns = Some(self.began_ns + MOMENT_NS);
         loop {
             if self.reap(&mut ended) {
                 break;
             }
             self.decide(shepherd, run, &mut ended);
+            if tell_ns.is_some_and(|due| due <= clock::now_ns()) {
+                shepherd.tell(&FromShepherd::Started)?;
+                tell_ns = None;
+            }
             let lease_ns = lease_ends(shepherd.lease, run);
             let until_ns = match self.doing {
                 Doing::Running => lease_ns,
                 Doing::Stopping { until_ns } => Some(lease_ns.map_or(until_ns, |lease| lease.min(until_ns))),
                 Doing::Killing { again_ns } => Some(again_ns),
             };
+            let until_ns = until_ns.into_iter().chain(tell_ns).min();
             if shepherd.poll(!self.worker_gone, until_ns)? {
                 self.obey(shepherd, run, &mut ended)?;
             }

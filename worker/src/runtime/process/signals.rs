@@ -20,7 +20,9 @@ pub(super) fn follow(numbers: &[i32]) -> io::Result<SignalFd> {
     Ok(SignalFd::with_flags(&set, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?)
 }
 
-/// Forgets what has come: whoever is woken looks for himself what happened.
+/// Forgets what has come: whoever is woken looks for himself what happened. Of each of the few that are followed at most
+/// one waits, so one read takes them all; what comes later makes the file readable again.
 pub(super) fn drain(signals: &SignalFd) {
-    while let Ok(Some(_)) = signals.read_signal() {}
+    let mut heard = [0_u8; 4 * size_of::<libc::signalfd_siginfo>()];
+    let _ = nix::unistd::read(signals, &mut heard);
 }

@@ -57,7 +57,7 @@ impl Spawner {
     }
 
     /// Starts `run` with these files for stdin, stdout and stderr, as a member of the groups behind `groups`.
-    /// Returns once it executes, as leader of a session and a process group of its own.
+    /// Returns once it executes, as leader of a process group of its own.
     pub(super) fn spawn(&self, run: &Run, stdio: [BorrowedFd<'_>; 3], groups: &[File]) -> Result<pid_t, Refusal> {
         let text = |text: &str| {
             CString::new(text).map_err(|e| Refusal::new(Step::Prepare, "pass a zero byte to a program", &e.into()))
@@ -184,7 +184,9 @@ impl Child<'_> {
         }
         // SAFETY: as promised above.
         unsafe {
-            attempt!(PREPARE, libc::setsid());
+            // The session is the shepherd's: one at a time is as good as one each, and a new one costs a scheduling
+            // group with parts on every core.
+            attempt!(PREPARE, libc::setpgid(0, 0));
             attempt!(PREPARE, libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL));
             // The shepherd may have died before that; then nobody would kill us.
             if libc::getppid() != self.shepherd {

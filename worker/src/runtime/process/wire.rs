@@ -13,8 +13,9 @@ use serde::{Deserialize, Serialize};
 use super::plan::CgroupPlan;
 use crate::runtime::clock::memfd;
 
-/// Longest packet; what is longer travels in a memory file. Far below the default send buffer of 208 KiB.
-const LONGEST_PACKET: usize = 32 << 10;
+/// Longest packet, several times that of a usual job; what is longer travels in a memory file. Far below the default
+/// send buffer of 208 KiB, and little enough to be received on the stack.
+const LONGEST_PACKET: usize = 8 << 10;
 /// Stands for a message that is in the attached memory file.
 const ELSEWHERE: &[u8] = b"@";
 /// Most files attached to one packet: stdin, stdout, stderr and a memory file.
@@ -86,7 +87,7 @@ pub(super) struct Run {
 /// Shepherd to worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum FromShepherd {
-    /// It runs.
+    /// It runs, and has for a moment; never told of a job that is over sooner.
     Started,
     /// It does not, and nothing is left of it.
     Failed {
@@ -191,7 +192,7 @@ pub(super) fn send(socket: impl AsFd, message: &impl Serialize, files: &[Borrowe
 
 /// Receives one message and the files attached to it; `None` once the other end is closed.
 pub(super) fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
-    let mut buffer = vec![0_u8; LONGEST_PACKET];
+    let mut buffer = [0_u8; LONGEST_PACKET];
     let mut control = nix::cmsg_space!([RawFd; MOST_FILES]);
     let mut files = Vec::new();
     let length = {
@@ -213,13 +214,14 @@ pub(super) fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Opti
     if length == 0 {
         return Ok(None);
     }
-    buffer.truncate(length);
-    if buffer == ELSEWHERE {
+    let message = &buffer[..length];
+    if message == ELSEWHERE {
         let body = files.pop().ok_or(io::ErrorKind::InvalidData)?;
-        buffer.clear();
-        std::fs::File::from(body).read_to_end(&mut buffer)?;
+        let mut message = Vec::new();
+        std::fs::File::from(body).read_to_end(&mut message)?;
+        return Ok(Some((serde_json::from_slice(&message)?, files)));
     }
-    Ok(Some((serde_json::from_slice(&buffer)?, files)))
+    Ok(Some((serde_json::from_slice(message)?, files)))
 }
 
 #[cfg(test)]
