@@ -118,7 +118,7 @@ impl Command {
 
     /// Whether it does more than wait for others.
     pub fn needs_threads(&self) -> bool {
-        self.is_role() || matches!(self, Self::Bench(_))
+        matches!(self, Self::Up(_) | Self::Worker(_) | Self::Bench(_))
     }
 }
 
