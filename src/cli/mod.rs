@@ -116,9 +116,10 @@ impl Command {
         matches!(self, Self::Up(_) | Self::Worker(_) | Self::Dispatcher(_))
     }
 
-    /// Whether it does more than wait for others.
+    /// Whether it does more than wait for others. A dispatcher does not: handing each call from thread to thread would cost
+    /// it a quarter more CPU, and where one is too slow, two share the work.
     pub fn needs_threads(&self) -> bool {
-        self.is_role() || matches!(self, Self::Bench(_))
+        matches!(self, Self::Up(_) | Self::Worker(_) | Self::Bench(_))
     }
 }
 

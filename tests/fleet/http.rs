@@ -395,6 +395,26 @@ async fn an_external_agent_registers_beats_turns_offline_and_comes_back() {
 }
 
 #[tokio::test]
+async fn beats_through_two_dispatchers_write_over_each_other_and_lose_nothing() {
+    let fleet = Fleet::start().await;
+    let (_one, one) = fleet.dispatcher(&[]).await;
+    let (_other, other) = fleet.dispatcher(&[]).await;
+    let beat = |http: &str| format!("{http}/api/agents/ext/heartbeat");
+    curl(&["--json", r#"{"id":"ext","slots":4}"#, &format!("{one}/api/agents")]).await.status(201);
+    curl(&["--json", r#"{"running":["gpu.a"]}"#, &beat(&one)]).await.status(200);
+    curl(&["--json", r#"{"status":"draining"}"#, &beat(&other)]).await.status(200);
+    // What the first one wrote itself is no longer the newest.
+    let beaten = curl(&["-X", "POST", &beat(&one)]).await.status(200).json();
+    let said = (beaten["status"].as_str(), beaten["running"][0].as_str(), beaten["slots"].as_u64());
+    assert_eq!(said, (Some("draining"), Some("gpu.a"), Some(4)));
+    for http in [&one, &other] {
+        assert_eq!(curl(&[&format!("{http}/api/agents")]).await.status(200).json(), json!([beaten]), "{http}");
+    }
+    curl(&["-X", "DELETE", &format!("{other}/api/agents/ext")]).await.status(204);
+    curl(&["-X", "POST", &beat(&one)]).await.problem(404, "not_found");
+}
+
+#[tokio::test]
 async fn the_record_of_a_living_worker_is_its_own() {
     let fleet = Fleet::start().await;
     let (_dispatcher, http) = fleet.dispatcher(&[]).await;

@@ -274,3 +274,29 @@ async fn read(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stream_is_read_whole_and_in_larger_pieces_the_faster_it_comes() {
+        let (mut writer, reader) = tokio::io::duplex(256 << 10);
+        let written: Vec<u8> = (0..200_000_u32).flat_map(u32::to_be_bytes).collect();
+        let all = written.clone();
+        let writing = tokio::spawn(async move { writer.write_all(&all).await });
+        let (to, mut from) = mpsc::channel(8);
+        let reading = tokio::spawn(read(Box::new(reader), LogSource::Stdout, LARGEST_BATCH, to, Activity::default()));
+        let mut pieces = Vec::new();
+        while let Some((_, piece)) = from.recv().await {
+            pieces.push(piece);
+        }
+        writing.await.unwrap().unwrap();
+        reading.await.unwrap();
+        assert_eq!(pieces.concat(), written);
+        let largest = pieces.iter().map(Bytes::len).max().unwrap();
+        assert!(pieces[0].len() <= 2 * FIRST_READ && largest >= LARGEST_READ / 2, "{} {largest}", pieces[0].len());
+    }
+}

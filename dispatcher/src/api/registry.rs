@@ -1,9 +1,8 @@
 //! The registry, kept at hand: a list of ten thousand agents is answered from here, after one look at what was written
-//! since the last one. By paged reads from a watermark, as the reconciler does it: no consumer, and nothing that could be
+//! since the last one, a second ago at most: ten thousand at once would keep the first who asks waiting. By paged reads from a watermark, as the reconciler does it: no consumer, and nothing that could be
 //! lost unseen. Nobody's list is older than its own request.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,10 +16,8 @@ use crate::client::{AgentView, Client, ClientError};
 
 /// Entries in one read.
 const PAGE: usize = 2_000;
-/// Between two looks while somebody lists.
+/// Between two looks. A fleet that beats every ten seconds leaves a tenth of itself to read, and nothing where nobody beat.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// After so long without a list nobody looks any more.
-const REST_AFTER: Duration = Duration::from_secs(60);
 
 /// All agents, as last read.
 #[derive(Debug)]
@@ -28,7 +25,6 @@ pub struct Registry {
     client: Client,
     offline_after: Duration,
     memory: Mutex<Memory>,
-    asked_at: AtomicI64,
     /// Of those who beat here.
     pub known: Known,
 }
@@ -78,7 +74,7 @@ impl Registry {
     /// Agents silent for longer than `offline_after` count as offline, whatever they said last.
     pub fn new(client: Client, offline_after: Duration) -> Self {
         let known = Known::default();
-        Self { client, offline_after, memory: Mutex::default(), asked_at: AtomicI64::new(0), known }
+        Self { client, offline_after, memory: Mutex::default(), known }
     }
 
     /// How an agent is now.
@@ -90,7 +86,7 @@ impl Registry {
         if now.since(last_heartbeat) > self.offline_after { AgentStatus::Offline } else { says }
     }
 
-    /// Keeps fresh what somebody asks for now and then, so that a list finds little left to read.
+    /// Keeps fresh what somebody may ask for, so that a list finds little left to read.
     pub async fn keep(&self, stop: CancellationToken) {
         let mut ticks = tokio::time::interval(LOOK_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -99,23 +95,20 @@ impl Registry {
                 () = stop.cancelled() => return,
                 _ = ticks.tick() => {}
             }
-            let asked = Timestamp::from_millis(self.asked_at.load(Ordering::Relaxed));
-            if Timestamp::now().since(asked) < REST_AFTER
-                && let Err(error) = self.memory.lock().await.refresh(&self.client).await
-            {
+            let mut memory = self.memory.lock().await;
+            if let Err(error) = memory.refresh(&self.client).await {
                 tracing::debug!(%error, "the registry is read again when somebody asks");
             }
+            memory.forget_the_gone(Timestamp::now());
         }
     }
 
     /// The agents by id, as a JSON list.
     pub async fn list(&self, wanted: Wanted<'_>) -> Result<Bytes, ClientError> {
         let now = Timestamp::now();
-        self.asked_at.store(now.as_millis(), Ordering::Relaxed);
         let mut memory = self.memory.lock().await;
         memory.refresh(&self.client).await?;
-        // The bucket forgets the gone after a day, without a word.
-        memory.agents.retain(|_, kept| now.since(kept.last_heartbeat) < AGENTS_KEPT);
+        memory.forget_the_gone(now);
         let mut list = Vec::with_capacity(2 + memory.agents.values().map(|kept| kept.json.len() + 16).sum::<usize>());
         list.push(b'[');
         for kept in memory.agents.values() {
@@ -139,6 +132,11 @@ impl Registry {
 }
 
 impl Memory {
+    /// The bucket forgets the gone after a day, without a word.
+    fn forget_the_gone(&mut self, now: Timestamp) {
+        self.agents.retain(|_, kept| now.since(kept.last_heartbeat) < AGENTS_KEPT);
+    }
+
     async fn refresh(&mut self, client: &Client) -> Result<(), ClientError> {
         let bucket = client.names.agents_bucket();
         let stream = format!("KV_{bucket}");
