@@ -22,7 +22,10 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     // The runtimes start this program once more as the guards of what they run: before anything else is set up.
     match std::env::args_os().nth(1) {
-        Some(first) if first == "__guard" => return worker::guard_main(),
+        Some(first) if first == "__guard" => {
+            resident::keep_pages_small(false);
+            return worker::guard_main();
+        }
         Some(first) if first == "__container_guard" => return worker::container_guard_main(),
         _ => {}
     }
@@ -38,6 +41,9 @@ fn main() -> ExitCode {
         Err(refusal) => return refusal.print(),
     };
     telemetry::start(&invocation.cli);
+    if matches!(invocation.cli.command, cli::Command::Worker(_) | cli::Command::Dispatcher(_)) {
+        resident::keep_pages_small(true);
+    }
     let runtime = if invocation.cli.command.needs_threads() {
         tokio::runtime::Builder::new_multi_thread().enable_all().build()
     } else {

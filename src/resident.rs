@@ -6,6 +6,15 @@ use std::time::Duration;
 /// A role that was ready for so long does what it will go on doing.
 const SETTLED: Duration = Duration::from_secs(5);
 
+/// Keeps huge pages from this process: where the system gives them to everybody, an allocator that touches a little of
+/// each of its regions would hold twice as much. What it starts inherits that; guards, from which jobs come, undo it.
+pub fn keep_pages_small(small: bool) {
+    #[cfg(target_os = "linux")]
+    let _ = nix::sys::prctl::set_thp_disable(small);
+    #[cfg(not(target_os = "linux"))]
+    let _ = small;
+}
+
 /// Lets go of what only starting needed, a moment after the role is ready. What is still wanted comes back from
 /// the page cache, at a few hundred cheap faults. Cancel safe.
 pub async fn settle() {

@@ -281,3 +281,17 @@ async fn a_job_has_a_work_folder_of_its_own_that_goes_with_it() {
         .await;
     }
 }
+
+#[tokio::test]
+async fn a_job_may_have_huge_pages_though_its_worker_has_none() {
+    let (fleet, program) = fleet().await;
+    let allowed = |status: &str| {
+        let line = status.lines().find(|line| line.starts_with("THP_enabled:")).expect("a kernel since 5.0");
+        line.split_whitespace().nth(1).map(str::to_owned)
+    };
+    let ours = allowed(&std::fs::read_to_string("/proc/self/status").unwrap());
+    let workers = std::fs::read_to_string(format!("/proc/{}/status", program.pid())).unwrap();
+    assert_eq!(allowed(&workers).as_deref(), Some("0"));
+    let record = fleet.run("default.pages", &shell("cat /proc/self/status > $SHOAL_RESULT_FILE")).await;
+    assert_eq!(allowed(&result(&record)), ours);
+}

@@ -150,8 +150,9 @@ impl ProcessRuntime {
             answer => {
                 shepherd.settle().await;
                 jobs::remove(cgroup).await;
-                let what = "the shepherd of the job was killed".to_owned();
-                return Err(StartError::Failed { what, source: answer.err() });
+                // A job that is over soon is told of only at its end: this one may have run.
+                let why = answer.err().map_or_else(String::new, |error| format!(": {error}"));
+                return Err(StartError::Unsure { runtime: NAME, why: format!("its shepherd was killed{why}") });
             }
         }
         registered.started();
