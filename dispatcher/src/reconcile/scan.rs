@@ -29,15 +29,16 @@ pub struct Head<'a> {
     pub headers: Option<&'a async_nats::HeaderMap>,
 }
 
-/// Calls `each` for every message on `filter` from sequence `from` on, in order. What was seen before an error was seen
-/// without a gap, so that the next scan may go on behind it.
+/// Calls `each` for the messages on `filter` from sequence `from` on, in order, for about `most` of them. Returns whether
+/// that was all. What was seen before an error was seen without a gap, so that the next scan may go on behind it.
 pub async fn headers(
     js: &JetStream,
     stream: &str,
     filter: &str,
     from: u64,
+    most: u64,
     mut each: impl FnMut(Head<'_>),
-) -> Result<(), ApiError> {
+) -> Result<bool, ApiError> {
     let config = json!({
         "filter_subject": filter, "deliver_policy": "by_start_sequence", "opt_start_seq": from.max(1),
         "ack_policy": "none", "headers_only": true, "mem_storage": true, "num_replicas": 1,
@@ -45,19 +46,25 @@ pub async fn headers(
     });
     let body = json!({ "stream_name": stream, "config": config });
     let Created { name } = js.api(&format!("CONSUMER.CREATE.{stream}"), &body).await?;
-    let scanned = read(js, stream, &name, &mut each).await;
+    let scanned = read(js, stream, &name, most, &mut each).await;
     // One that stays is deleted by the server.
     let _ = js.api::<Value>(&format!("CONSUMER.DELETE.{stream}.{name}"), &json!({})).await;
     scanned
 }
 
-async fn read(js: &JetStream, stream: &str, consumer: &str, each: &mut impl FnMut(Head<'_>)) -> Result<(), ApiError> {
+async fn read(
+    js: &JetStream,
+    stream: &str,
+    consumer: &str,
+    most: u64,
+    each: &mut impl FnMut(Head<'_>),
+) -> Result<bool, ApiError> {
     let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}");
     let failed = |why: String| ApiError::Failed { subject: subject.clone(), why };
     let inbox = js.client().new_inbox();
     let mut replies = js.client().subscribe(inbox.clone()).await.map_err(|error| failed(error.to_string()))?;
     let mut seen = 0;
-    loop {
+    while seen < most {
         let body = json!({ "batch": BATCH, "no_wait": true }).to_string();
         js.client()
             .publish_with_reply(subject.clone(), inbox.clone(), body.into())
@@ -71,7 +78,7 @@ async fn read(js: &JetStream, stream: &str, consumer: &str, each: &mut impl FnMu
             match reply.status.map(|status| status.as_u16()) {
                 None => {}
                 // Nothing left.
-                Some(404 | 408) => return Ok(()),
+                Some(404 | 408) => return Ok(true),
                 Some(503) => return Err(ApiError::NoResponders { subject }),
                 Some(status) => return Err(failed(format!("{status} {}", reply.description.unwrap_or_default()))),
             }
@@ -83,10 +90,11 @@ async fn read(js: &JetStream, stream: &str, consumer: &str, each: &mut impl FnMu
             }
             each(Head { subject: &reply.subject, sequence: place.sequence, headers: reply.headers.as_ref() });
             if place.pending == 0 {
-                return Ok(());
+                return Ok(true);
             }
         }
     }
+    Ok(false)
 }
 
 /// Where a delivered message stands, from its reply subject.

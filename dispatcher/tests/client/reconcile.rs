@@ -197,6 +197,27 @@ async fn an_unfinished_record_without_a_message_is_lost_and_others_are_untouched
     assert_eq!(record_of(&client, &key("q.retries")).await.unwrap().state, State::Retrying);
 }
 
+#[tokio::test]
+async fn a_lost_message_is_found_behind_more_records_than_one_turn_reads() {
+    let (server, client) = fleet().await;
+    let hand = Hand(&client);
+    hand.bind("q").await;
+    let fillers = (0..3_500).map(|n| {
+        let subject = client.names.record_subject(&key(&format!("q.filler-{n}")));
+        client.js.publish(subject, async_nats::HeaderMap::new(), "{}".into())
+    });
+    for stored in futures_util::future::join_all(fillers).await {
+        stored.unwrap();
+    }
+    let submitted = client.submit(task("q.gone")).await.unwrap();
+    hand.pull("q").await;
+    hand.write(&hand.record(&key("q.gone"), submitted.sequence, State::Running), 0).await;
+    assert!(client.js.delete(&client.names.tasks_stream(), submitted.sequence).await.unwrap());
+    let _dispatcher = Dispatcher::start(&server).await;
+    let lost = record_in(&client, &key("q.gone"), State::Lost).await;
+    assert_eq!(lost.error.as_ref().unwrap().code, Code::MessageLost);
+}
+
 /// Puts an agent's record, as a beat does.
 async fn beat(client: &Client, id: &str) {
     let now = Timestamp::now();
