@@ -67,11 +67,11 @@ impl MemoryMeter {
 
     /// What each held, and holds now.
     pub fn read(&self) -> Vec<PartMemory> {
-        let read = |((part, pid), start_mib): (&(&'static str, u32), &f64)| PartMemory {
-            part,
-            start_mib: *start_mib,
-            peak_mib: machine::peak_mib(*pid),
-            end_mib: machine::memory_mib(*pid),
+        let read = |((part, pid), start_mib): (&(&'static str, u32), &f64)| {
+            let end_mib = machine::memory_mib(*pid);
+            // The kernel counts both roughly, and what is let go between two readings may be missing in the peak.
+            let peak_mib = machine::peak_mib(*pid).max(*start_mib).max(end_mib);
+            PartMemory { part, start_mib: *start_mib, peak_mib, end_mib }
         };
         self.parts.iter().zip(&self.before).map(read).collect()
     }
