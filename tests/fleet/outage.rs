@@ -223,6 +223,11 @@ async fn a_delivery_that_comes_with_its_lease_over_is_not_started() {
     let proxy = Proxy::start(fleet.nats().address()).await;
     let _slow = fleet.worker("slow").env("SHOAL_NATS_URL", &proxy.url()).start().await;
     // The connection stands, the pull is open, and what it brings is under way for longer than the lease.
+    eventually("its pull waits", async || match fleet.consumer("default").await.num_waiting {
+        0 => Err("none".into()),
+        _ => Ok(()),
+    })
+    .await;
     proxy.weather(Weather::HalfOpen);
     let job = fleet.job();
     let sequence = fleet.publish("default.a", &job.gated("")).await;

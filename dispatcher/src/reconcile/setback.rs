@@ -89,9 +89,14 @@ pub async fn run(watch: Watch, queued: Queued, stop: CancellationToken) {
                 Err(_) => return,
             }
         }
+        let now = *link.borrow();
+        let mut cut = link.clone();
         tokio::select! {
             () = stop.cancelled() => return,
             looked = turn(&watch, &queued, &mut memory) => rhythm.report("set-back", looked),
+            // What was asked over a connection that is gone is answered by nobody; to wait for it would be to miss what
+            // happens meanwhile. What was seen before still counts.
+            Ok(_) = cut.wait_for(|link| !link.connected || link.epoch != now.epoch), if now.connected => {}
         }
     }
 }
