@@ -1,6 +1,7 @@
 //! The registry, kept at hand: a list of ten thousand agents is answered from here, after one look at what was written
-//! since the last one, a second ago at most: ten thousand at once would keep the first who asks waiting. By paged reads from a watermark, as the reconciler does it: no consumer, and nothing that could be
-//! lost unseen. Nobody's list is older than its own request.
+//! since the last one, a second ago at most: ten thousand at once would keep the first who asks waiting. By paged reads
+//! from a watermark, as the reconciler does it: no consumer, and nothing that could be lost unseen. Nobody's list is older
+//! than its own request.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

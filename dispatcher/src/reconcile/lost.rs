@@ -19,8 +19,8 @@ use crate::client::record::{self, Recorded, Written};
 
 /// Unfinished records remembered; beyond that the scan starts over once there is room.
 const REMEMBERED: usize = 200_000;
-/// Records whose headers are read in a second of a turn. All that a busy fleet finishes would cost its server a fifth more for
-/// each task; a lost message is rare, and can wait until there is less to do.
+/// Records whose headers are read in a second of a turn. All that a busy fleet finishes would cost its server a fifth more
+/// for each task; a lost message is rare, and can wait until there is less to do.
 const PER_SECOND: f64 = 2_000.0;
 /// Unfinished records looked at in one turn, so that a fleet with many long tasks is not read all at once.
 const AT_ONCE: usize = 1_000;

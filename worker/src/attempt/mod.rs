@@ -8,4 +8,5 @@ pub mod holder;
 mod model;
 pub mod phase;
 pub mod runner;
+mod watch;
 pub mod workload;

@@ -1,16 +1,14 @@
-//! Drives one attempt: admission, claim, workload, end, settlement. Record first, then everything else, always.
+//! Drives one attempt: admission, claim, workload, end, settlement. Record first, then everything else, always. What watches
+//! over a workload that goes on is in [`super::watch`].
 
 use std::future::Future;
 use std::num::NonZeroU32;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt;
 use jetstream::ApiError;
-use schemas::cancel::{CancelReply, CancelRequest};
 use schemas::record::{Attempt, Phases, TaskRecord};
 use schemas::task::Policy;
 use schemas::{AgentId, Code, Order, Outcome, StartId, State, Task, TaskError, TaskKey, Timestamp, header};
@@ -21,7 +19,8 @@ use crate::attempt::ending::ending_error;
 use crate::attempt::fence::{Fence, Written, claim_is_due};
 use crate::attempt::holder;
 use crate::attempt::phase::{Event, Phase, Why};
-use crate::attempt::workload::{self, Done, Work};
+use crate::attempt::watch::Underway;
+use crate::attempt::workload::{self, Work};
 use crate::logs::Activity;
 use crate::nats::delivery::{Delivery, Verdict};
 use crate::nats::lease::{Hold, Lease, adopt};
@@ -64,16 +63,6 @@ pub(super) struct Plan {
     pub(super) policy: Policy,
     pub(super) start: StartId,
     pub(super) number: NonZeroU32,
-}
-
-type Writing<'a> = Pin<Box<dyn Future<Output = (Fence<'a>, Written)> + Send + 'a>>;
-
-/// A workload under way, and what reaches it.
-struct Underway<R> {
-    running: R,
-    stop: watch::Sender<Option<Duration>>,
-    activity: Activity,
-    exited: Arc<AtomicBool>,
 }
 
 impl<'a> Runner<'a> {
@@ -284,170 +273,9 @@ impl<'a> Runner<'a> {
         self.ended(plan, &mut fence, phase, done).await
     }
 
-    /// Watches over the workload until it is gone: its limits, its lease, its claim, and who wants it stopped.
-    async fn watch_over(
-        &mut self,
-        plan: &Plan,
-        fence: Fence<'a>,
-        mut phase: Phase,
-        underway: Underway<Pin<&mut (impl Future<Output = Done> + Send)>>,
-    ) -> (Fence<'a>, Phase, Done) {
-        let worker = self.worker;
-        let Underway { mut running, stop, activity, exited } = underway;
-        let timeout = workload::limit(plan.policy.timeout);
-        let silence = plan.policy.idle_timeout.map(|limit| limit.0);
-        let claim_due = tokio::time::sleep(worker.config.claim_after);
-        let too_long = sleep_or_never(timeout);
-        let silent = activity.silent_for(silence);
-        tokio::pin!(claim_due, too_long, silent);
-        let mut cancels = None;
-        let mut fence = Some(fence);
-        let mut writing: Option<Writing<'a>> = None;
-        let mut lease_watched = true;
-        let mut drained = false;
-        if fence.as_ref().is_some_and(|fence| fence.claimed) {
-            cancels = self.listen(&plan.key).await;
-        }
-
-        let done = loop {
-            let claimed = fence.as_ref().is_none_or(|fence| fence.claimed);
-            // Looked at again in each arm, for it may change while this waits.
-            let is_gone = || exited.load(Ordering::Acquire);
-            let event = tokio::select! {
-                biased;
-                done = &mut running => break done,
-                (back, written) = async { writing.as_mut().expect("guarded").await }, if writing.is_some() => {
-                    writing = None;
-                    let event = self.claimed(&plan.key, &back, written).await;
-                    if back.claimed && cancels.is_none() {
-                        cancels = self.listen(&plan.key).await;
-                    }
-                    let flagged = back.record.cancel.is_some();
-                    fence = Some(back);
-                    match event {
-                        Some(event) => event,
-                        None if flagged => Event::Stop(Why::Cancelled),
-                        None => { lease_watched = true; continue }
-                    }
-                }
-                () = &mut claim_due, if !claimed && writing.is_none() => {
-                    writing = fence.take().map(|fence| claim(fence, &worker.stop_now));
-                    continue;
-                }
-                hold = self.lease.changed(), if lease_watched => {
-                    // Told once; a lapsed lease is watched again after the claim.
-                    lease_watched = false;
-                    match hold {
-                        Hold::Lost => Event::Stop(Why::LeaseLost),
-                        Hold::Lapsed | Hold::Held => {
-                            if let Some(fence) = fence.take() {
-                                writing = Some(claim(fence, &worker.stop_now));
-                            }
-                            continue;
-                        }
-                    }
-                }
-                () = &mut too_long => {
-                    too_long.as_mut().reset(tokio::time::Instant::now() + FOREVER);
-                    if is_gone() {
-                        continue;
-                    }
-                    let limit = schemas::HumanDuration(timeout.unwrap_or_default());
-                    Event::Stop(Why::TimedOut(TaskError::new(Code::TimedOut, format!("ran longer than {limit}"))))
-                }
-                () = &mut silent, if silence.is_some() => {
-                    silent.set(activity.silent_for(None));
-                    if is_gone() {
-                        continue;
-                    }
-                    let limit = schemas::HumanDuration(silence.unwrap_or_default());
-                    let message = format!("wrote nothing for longer than {limit}");
-                    Event::Stop(Why::TimedOut(TaskError::new(Code::IdleTimedOut, message)))
-                }
-                // Also one that is stopped already: its grace may be longer than ours.
-                () = worker.stop_attempts.cancelled(), if !drained => {
-                    drained = true;
-                    if is_gone() {
-                        // What it did is done; only storing it is left.
-                        continue;
-                    }
-                    Event::Stop(Why::Drained)
-                }
-                () = worker.stop_now.cancelled(), if !is_stopping_at_once(&stop) => {
-                    stop.send_replace(Some(Duration::ZERO));
-                    if is_gone() {
-                        continue;
-                    }
-                    Event::Stop(Why::Drained)
-                }
-                () = cancelled(&mut cancels, self.delivery.sequence, worker.js.client()), if may_stop(&phase) => {
-                    Event::Stop(Why::Cancelled)
-                }
-            };
-            phase = phase.next(event);
-            if let Phase::Stopping(why) = &phase {
-                let grace = match why {
-                    Why::TimedOut(_) | Why::Cancelled if !drained => plan.policy.stop_grace,
-                    Why::TimedOut(_) | Why::Cancelled | Why::Drained => {
-                        plan.policy.stop_grace.min(crate::drain::kill_grace(worker.config.drain_grace))
-                    }
-                    // Somebody else may start it any moment.
-                    Why::LeaseLost | Why::Superseded => Duration::ZERO,
-                    // Ends of a run, never wishes to end one.
-                    Why::Unstarted(_) | Why::EngineLost(_) => Duration::ZERO,
-                };
-                let grace = stop.borrow().map_or(grace, |earlier| earlier.min(grace));
-                stop.send_replace(Some(grace));
-            }
-        };
-        let fence = match (fence, writing) {
-            (Some(fence), _) => fence,
-            (None, Some(writing)) => {
-                let (fence, written) = writing.await;
-                if let Some(event) = self.claimed(&plan.key, &fence, written).await {
-                    phase = phase.next(event);
-                }
-                fence
-            }
-            (None, None) => unreachable!("a fence is either here or being written"),
-        };
-        (fence, phase, done)
-    }
-
-    /// After a claim in mid-run: what it means for the run.
-    async fn claimed(&mut self, key: &TaskKey, fence: &Fence<'_>, written: Written) -> Option<Event> {
-        match written {
-            Written::Yes { revision, body } => {
-                self.note(fence);
-                fail::point("after_claim");
-                if self.lease.state() == Hold::Lapsed {
-                    self.lease.reclaimed();
-                }
-                self.worker.store.tell(key, revision, body).await;
-                debug_assert!(fence.claimed);
-                None
-            }
-            Written::Superseded | Written::Ended(_) => Some(Event::Stop(Why::Superseded)),
-            Written::GaveUp => Some(Event::Stop(Why::LeaseLost)),
-        }
-    }
-
     /// The record says `running` for this start: so that the next boot of this worker knows, should we be killed.
-    fn note(&self, fence: &Fence<'_>) {
+    pub(super) fn note(&self, fence: &Fence<'_>) {
         self.lease.note(&self.worker.held, &fence.record, self.kind.unwrap_or_default());
-    }
-
-    /// Listens for cancels of this task while it runs.
-    async fn listen(&self, key: &TaskKey) -> Option<async_nats::Subscriber> {
-        let subject = self.worker.config.names.cancel_subject(key);
-        match self.worker.js.client().subscribe(subject).await {
-            Ok(subscriber) => Some(subscriber),
-            Err(error) => {
-                // The flag in the record still works.
-                tracing::warn!(task = %key, %error, "cannot listen for cancels");
-                None
-            }
-        }
     }
 }
 
@@ -471,47 +299,3 @@ pub(super) fn begun(number: NonZeroU32, start: &StartId, holder: (&AgentId, &str
 
 /// A task whose record this version cannot read is handed out again after this.
 const NOT_OURS: Duration = Duration::from_secs(15);
-
-/// Longer than any attempt; a timer that is never due.
-const FOREVER: Duration = Duration::from_secs(10 * 366 * 86_400);
-
-fn sleep_or_never(limit: Option<Duration>) -> tokio::time::Sleep {
-    tokio::time::sleep(limit.unwrap_or(FOREVER).min(FOREVER))
-}
-
-fn may_stop(phase: &Phase) -> bool {
-    matches!(phase, Phase::Preparing | Phase::Running)
-}
-
-fn is_stopping_at_once(stop: &watch::Sender<Option<Duration>>) -> bool {
-    *stop.borrow() == Some(Duration::ZERO)
-}
-
-/// Writes the record as `running` beside the workload.
-fn claim<'a>(mut fence: Fence<'a>, stop_now: &'a tokio_util::sync::CancellationToken) -> Writing<'a> {
-    Box::pin(async move {
-        fail::point("before_claim");
-        fence.trim();
-        let written = fence.write(|| !stop_now.is_cancelled()).await;
-        (fence, written)
-    })
-}
-
-/// Completes when somebody asks to stop this very run; answers every request. Cancel safe.
-async fn cancelled(subscriber: &mut Option<async_nats::Subscriber>, sequence: u64, client: &async_nats::Client) {
-    let Some(subscriber) = subscriber else { return std::future::pending().await };
-    loop {
-        let Some(message) = subscriber.next().await else { return std::future::pending().await };
-        let request: Option<CancelRequest> = serde_json::from_slice(&message.payload).ok();
-        let stopping = request.is_some_and(|request| request.sequence == sequence);
-        if let Some(reply) = message.reply {
-            let body = serde_json::to_vec(&CancelReply { stopping }).expect("a reply is plain data");
-            if let Err(error) = client.publish(reply, body.into()).await {
-                tracing::debug!(%error, "cancel not answered");
-            }
-        }
-        if stopping {
-            return;
-        }
-    }
-}
