@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 use schemas::{AgentStatus, Code, Outcome, State, TaskRecord};
 use serde_json::json;
 
-use crate::support::{Fleet, Job, Ledger, Program, With, engine, eventually, in_time, noop, process_runs, signal};
+use crate::support::{Fleet, Job, Ledger, Program, With, engine, eventually, freeze, in_time, noop, process_runs, signal};
 
 /// Far beyond every deadline of a test.
 const FOREVER: &str = "10m";
@@ -339,7 +339,7 @@ async fn nothing_is_given_back_while_the_guard_of_the_dead_boot_is_at_work() {
     job.started(1).await;
     noted(&fleet, "w", 1).await;
     let frozen = Frozen(guard_of(&worker));
-    signal(frozen.0, libc::SIGSTOP);
+    freeze(frozen.0);
     worker.kill().await;
 
     // A boot that cannot know does without, and leaves the note to one that can.

@@ -42,5 +42,5 @@ pub use proxy::{Proxy, Weather};
 pub use raw::RawClient;
 pub use registry::{Fault, Registry};
 pub use small_disk::SmallDisk;
-pub use system::{http_get, marked_processes, process_runs, random_word, signal};
+pub use system::{freeze, http_get, marked_processes, process_runs, random_word, signal};
 pub use wait::{eventually, in_time};

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use super::engine::{Engine, IMAGE};
 use super::eventually;
 use super::http;
-use super::system::{dies_with_us, marked_processes, process_runs};
+use super::system::{dies_with_us, freeze, marked_processes, process_runs};
 
 /// A dockerd, its containerd and its containers.
 pub struct OwnEngine {
@@ -88,7 +88,7 @@ impl OwnEngine {
 
     /// SIGSTOP: it takes connections and answers nothing.
     pub fn freeze(&self) {
-        self.tell("dockerd", libc::SIGSTOP);
+        self.processes("dockerd").for_each(freeze);
     }
 
     /// SIGCONT; also for `nsenter`, which stops itself where its child is stopped.
@@ -129,12 +129,16 @@ impl OwnEngine {
 
     /// Signals the processes of this name that belong to this engine, as far as they are there.
     fn tell(&self, name: &str, signal: i32) {
-        let mark = self.folder.path().display().to_string();
-        let named = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == name);
-        for pid in marked_processes(&mark).into_iter().filter(named) {
+        for pid in self.processes(name) {
             // SAFETY: kill takes two numbers.
             unsafe { libc::kill(pid.cast_signed(), signal) };
         }
+    }
+
+    fn processes(&self, name: &str) -> impl Iterator<Item = u32> {
+        let mark = self.folder.path().display().to_string();
+        let named = move |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == name);
+        marked_processes(&mark).into_iter().filter(named)
     }
 
     fn cgroup(&self) -> String {

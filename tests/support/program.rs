@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
-use super::system::{dies_with_us, signal};
+use super::system::{self, dies_with_us, signal};
 use super::wait::{eventually, in_time};
 
 /// A running program.
@@ -138,9 +138,9 @@ impl Program {
         self.kill().await;
     }
 
-    /// SIGSTOP.
+    /// SIGSTOP; it does nothing any more once this returns.
     pub fn freeze(&self) {
-        signal(self.pid, libc::SIGSTOP);
+        system::freeze(self.pid);
     }
 
     /// SIGCONT.

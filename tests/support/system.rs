@@ -26,12 +26,30 @@ pub fn signal(pid: u32, signal: i32) {
     assert_eq!(answer, 0, "signal {signal} to {pid}: {}", std::io::Error::last_os_error());
 }
 
+/// SIGSTOP to one process, and returns once none of its threads runs: the signal alone is only on its way.
+pub fn freeze(pid: u32) {
+    signal(pid, libc::SIGSTOP);
+    let runs = || {
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        threads.filter_map(|thread| state(&thread.path())).any(|state| !matches!(state, 'T' | 't' | 'Z' | 'X'))
+    };
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while runs() {
+        assert!(std::time::Instant::now() < deadline, "{pid} does not stop");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+}
+
+/// The letter that the kernel has for how a process or thread is.
+fn state(process: &std::path::Path) -> Option<char> {
+    let stat = fs::read_to_string(process.join("stat")).ok()?;
+    // The name in parentheses may hold anything, also parentheses.
+    stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next())
+}
+
 /// Whether `pid` is there and no zombie.
 pub fn process_runs(pid: u32) -> bool {
-    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
-    // The name in parentheses may hold anything, also parentheses.
-    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-    !matches!(state, None | Some('Z' | 'X'))
+    !matches!(state(format!("/proc/{pid}").as_ref()), None | Some('Z' | 'X'))
 }
 
 /// Every living process that has `marker` in its environment or arguments, this one left out.

@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::{codes, examine, examine_with, find, found, message};
-use crate::support::{Fleet, Publish, eventually, noop, signal};
+use crate::support::{Fleet, Publish, eventually, freeze, noop, signal};
 
 /// A worker that beats once and then not again for as long as a test lasts.
 const ONCE: (&str, &str) = ("SHOAL_HEARTBEAT", "1h");
@@ -30,7 +30,7 @@ async fn forge(fleet: &Fleet, id: &str, change: impl FnOnce(&mut AgentRecord)) {
 async fn a_frozen_worker_gives_no_answer_and_then_is_silent() {
     let fleet = Fleet::start().await;
     let worker = fleet.worker("w").start().await;
-    signal(worker.pid(), libc::SIGSTOP);
+    freeze(worker.pid());
     // As long as its last beat is young.
     let report = examine(&fleet, &PATIENT).await;
     let finding = find(&report, "agent_no_answer").unwrap_or_else(|| panic!("{report}"));
