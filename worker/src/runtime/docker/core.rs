@@ -18,9 +18,10 @@ use tokio_util::task::TaskTracker;
 use super::attend::{Attendant, attach};
 use super::create::{Plan, check_limits};
 use super::engine::{Engine, LEAVES_WITHIN, PATIENCE};
-use super::jobs::{Jobs, Known};
-use super::keeper::Keeper;
-use super::labels::{Owner, container_name, task_labels};
+use crate::runtime::container::jobs::{Jobs, Known};
+use crate::runtime::container::guard::Target;
+use crate::runtime::container::keeper::Keeper;
+use crate::runtime::container::labels::{Owner, container_name, task_labels};
 use super::network::Holder;
 use super::pull::Images;
 use super::refusal::{attach_refused, create_refused, is_unreachable, start_refused, status, words};
@@ -62,7 +63,7 @@ impl Core {
         Self {
             images: Images::new(engine.docker.clone(), NAME),
             holder: Holder::new(owner.clone()),
-            keeper: Keeper::start(config.guard, engine.host.clone(), owner.clone()).await,
+            keeper: Keeper::start(config.guard, Target::Docker(engine.host.clone()), owner.clone()).await,
             engine,
             settings: config.settings,
             owner,

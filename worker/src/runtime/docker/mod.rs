@@ -25,10 +25,7 @@ mod create;
 pub mod credentials;
 mod engine;
 mod files;
-pub mod guard;
-mod jobs;
-mod keeper;
-pub mod labels;
+pub(in crate::runtime) mod grip;
 mod network;
 mod output;
 mod program;
@@ -39,6 +36,8 @@ pub mod sweep;
 mod usage;
 
 use schemas::AgentId;
+
+pub use super::container::{guard, labels};
 
 use super::process::GuardCommand;
 use crate::policy::ContainerSettings;
