@@ -77,7 +77,7 @@ pub(super) fn of_life(owner: &Owner) -> String {
 pub(super) fn of_container(owner: &Owner, span: Span, id: &str) -> String {
     match span {
         Span::Mortal => format!("{}/mortal/{id}", of_life(owner)),
-        Span::Life => format!("{}/tasks/{id}", of_life(owner)),
+        Span::Life => format!("{}/life/{id}", of_life(owner)),
         Span::Lasting => format!("{}/lasting/{id}", of_worker(owner)),
     }
 }

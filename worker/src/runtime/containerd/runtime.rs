@@ -303,16 +303,8 @@ async fn copy(mounts: Vec<containerd_client::types::Mount>, path: std::path::Pat
     let unpacking = tokio::task::spawn_blocking(move || unpack(from, &take));
     let packing = view::within(mounts, view::place()?, move || {
         let mut archive = tar::Builder::new(to);
-        // A link is no file of the container's own to be taken.
-        archive.follow_symlinks(false);
-        let name = path.file_name().map_or_else(|| "root".into(), std::ffi::OsStr::to_os_string);
-        match std::fs::symlink_metadata(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-            Ok(about) if about.is_dir() => archive.append_dir_all(name, &path)?,
-            Ok(about) if about.is_file() => archive.append_path_with_name(&path, name)?,
-            Ok(_) => {}
-        }
+        let name = path.file_name().map_or_else(|| "root".into(), std::path::PathBuf::from);
+        pack(&mut archive, &path, &name)?;
         archive.finish()
     });
     let packed = packing.await;
@@ -322,6 +314,26 @@ async fn copy(mounts: Vec<containerd_client::types::Mount>, path: std::path::Pat
         Ok(Err(error)) => Err(error),
         Err(_) => Err(std::io::Error::other("unpacking panicked")),
     }
+}
+
+/// Plain files only, as deep as they lie: no links, no sockets, nothing that is not there any more.
+fn pack(archive: &mut tar::Builder<impl std::io::Write>, path: &Path, name: &Path) -> std::io::Result<()> {
+    let mut left = vec![(path.to_owned(), name.to_owned())];
+    while let Some((path, name)) = left.pop() {
+        let about = match std::fs::symlink_metadata(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            about => about?,
+        };
+        if about.is_file() {
+            archive.append_path_with_name(&path, &name)?;
+        } else if about.is_dir() {
+            for entry in std::fs::read_dir(&path)? {
+                let entry = entry?;
+                left.push((entry.path(), name.join(entry.file_name())));
+            }
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn undone(what: &'static str, undone: Result<(), UndoError>) -> Result<(), RuntimeError> {

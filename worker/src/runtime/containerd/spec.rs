@@ -149,7 +149,6 @@ impl Plan<'_> {
             "env": self.environment(),
             "cwd": self.working_dir,
             "capabilities": {"bounding": kept, "effective": own, "permitted": own, "inheritable": []},
-            "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1_048_576, "soft": 1024}],
             "noNewPrivileges": !self.container.privileged,
             "oomScoreAdj": 0,
         })
