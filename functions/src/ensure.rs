@@ -49,13 +49,13 @@ impl Caller {
         // Behind the subscription, so that nothing is missed between the two.
         let (mut defined, mut instances) = self.look(name).await?;
         let mut wished = None;
+        // The record that is not believed; once it is written again, somebody has looked.
+        let doubted = instances.iter().find(|known| gone.is_some() && known.instance.start.as_ref() == gone);
+        let doubted = doubted.map(|known| known.revision);
         loop {
-            let others: Vec<Known> = instances
-                .iter()
-                .filter(|known| gone.is_none() || known.instance.start.as_ref() != gone)
-                .cloned()
-                .collect();
-            if let Some(instance) = usable(&others, &defined) {
+            let believed: Vec<Known> =
+                instances.iter().filter(|known| Some(known.revision) != doubted).cloned().collect();
+            if let Some(instance) = usable(&believed, &defined) {
                 return Ok(instance);
             }
             if let Some(since) = wished

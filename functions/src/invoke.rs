@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_nats::client::{Request, RequestErrorKind};
 use async_nats::{HeaderMap, Message};
 use bytes::Bytes;
-use schemas::{AgentId, Code, FunctionName, InstanceStatus, StartId, TaskError, header};
+use schemas::{AgentId, Code, FunctionName, StartId, TaskError, header};
 use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 
@@ -95,17 +95,7 @@ impl Caller {
         let until = until.unwrap_or_else(|| Instant::now() + defined.function.acquire_timeout.0);
         let stale = instances.iter().find(|known| known.instance.takes_calls());
         let gone = stale.and_then(|known| known.instance.start.clone());
-        match self.make(name, gone.as_ref(), until).await {
-            // The one that was thought gone is well after all, says the worker that looked.
-            Err(CallError::Failed(error)) if error.code == Code::NoInstance && gone.is_some() => {
-                let (_, instances) = self.look(name).await?;
-                let is_back = |known: &crate::Known| {
-                    known.instance.start == gone && known.instance.status == InstanceStatus::Ready
-                };
-                if instances.iter().any(is_back) { Ok(()) } else { Err(CallError::Failed(error)) }
-            }
-            made => made.map(|_| ()),
-        }
+        self.make(name, gone.as_ref(), until).await.map(|_| ())
     }
 
     async fn ask(
@@ -129,8 +119,7 @@ impl Caller {
         if let Some(acquire) = acquire {
             headers.insert(header::ACQUIRE_MS, acquire.as_millis().to_string());
         }
-        // The worker says how long it takes, by pings in the absence of an answer it would be two timers for one thing;
-        // no function is allowed more than this.
+        // The worker keeps the function's own limits and answers when they are over; this is for a worker that is lost.
         let patience = LONGEST_CALL + BEYOND;
         let request = Request::new().headers(headers).payload(call.body.clone()).timeout(Some(patience));
         let subject = self.names.invoke_subject(name);
