@@ -1,5 +1,6 @@
 //! Invoke: one request to whatever worker holds a warm instance; cold, an ensure before it.
 
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use async_nats::client::{Request, RequestErrorKind};
@@ -11,8 +12,10 @@ use tokio::time::Instant;
 
 use crate::{CallError, Caller};
 
-/// How long a caller waits for an instance unless it says otherwise.
-const ACQUIRE: Duration = Duration::from_secs(30);
+/// How long the limits of a function are taken for true.
+const BELIEVED: Duration = Duration::from_secs(10);
+/// Functions whose limits are kept in mind.
+const MOST_KNOWN: usize = 10_000;
 /// How long the worker's own time limits are waited for beyond what they allow: then it is the worker that is lost.
 const BEYOND: Duration = Duration::from_secs(5);
 /// Room in a message for headers beside the body.
@@ -69,12 +72,14 @@ impl Caller {
             return Err(CallError::new(Code::TooLarge, message));
         }
         let request_id = call.request_id.clone().unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
-        let until = Instant::now() + call.acquire_timeout.unwrap_or(ACQUIRE);
+        let limits = self.limits(name).await?;
+        let until = Instant::now() + call.acquire_timeout.unwrap_or(limits.acquire);
         let mut is_first = true;
         loop {
             let left = until.saturating_duration_since(Instant::now());
-            match self.ask(name, call, &request_id, (!is_first || call.acquire_timeout.is_some()).then_some(left)).await
-            {
+            // Unless its caller says otherwise, the worker takes the function's own limit.
+            let acquire = (!is_first || call.acquire_timeout.is_some()).then_some(left);
+            match self.ask(name, call, &request_id, acquire, limits).await {
                 Ok(reply) => return self.response(name, request_id, reply).await,
                 Err(Asked::NobodyHolds) => {}
                 Err(Asked::Failed(error)) => return Err(error),
@@ -83,16 +88,32 @@ impl Caller {
                 let message = format!("no worker answers for `{name}`, though an instance was ready");
                 return Err(CallError::new(Code::NoInstance, message));
             }
-            self.warm(name, call.acquire_timeout.map(|_| until)).await?;
+            self.warm(name, until).await?;
             is_first = false;
         }
     }
 
+    /// The limits of a function's calls; those of a moment ago are good enough.
+    async fn limits(&self, name: &FunctionName) -> Result<Limits, CallError> {
+        let known = self.limits.lock().unwrap_or_else(PoisonError::into_inner).get(name).copied();
+        if let Some(limits) = known.filter(|limits| limits.read.elapsed() < BELIEVED) {
+            return Ok(limits);
+        }
+        let function = self.defined(name).await?.function;
+        let limits =
+            Limits { acquire: function.acquire_timeout.0, request: function.request_timeout.0, read: Instant::now() };
+        let mut known = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= MOST_KNOWN {
+            known.clear();
+        }
+        known.insert(name.clone(), limits);
+        Ok(limits)
+    }
+
     /// Nobody holds an instance that takes calls, whatever the bucket says: has one made.
-    async fn warm(&self, name: &FunctionName, until: Option<Instant>) -> Result<(), CallError> {
+    async fn warm(&self, name: &FunctionName, until: Instant) -> Result<(), CallError> {
         let (defined, instances) = self.look(name).await?;
         self.check_owner(&defined)?;
-        let until = until.unwrap_or_else(|| Instant::now() + defined.function.acquire_timeout.0);
         let stale = instances.iter().find(|known| known.instance.takes_calls());
         let gone = stale.and_then(|known| known.instance.start.clone());
         self.make(name, gone.as_ref(), until).await.map(|_| ())
@@ -104,6 +125,7 @@ impl Caller {
         call: &Call,
         request_id: &str,
         acquire: Option<Duration>,
+        limits: Limits,
     ) -> Result<Message, Asked> {
         let mut headers = HeaderMap::new();
         headers.insert(header::REQUEST_ID, request_id);
@@ -120,7 +142,7 @@ impl Caller {
             headers.insert(header::ACQUIRE_MS, acquire.as_millis().to_string());
         }
         // The worker keeps the function's own limits and answers when they are over; this is for a worker that is lost.
-        let patience = LONGEST_CALL + BEYOND;
+        let patience = acquire.unwrap_or(limits.acquire) + limits.request + BEYOND;
         let request = Request::new().headers(headers).payload(call.body.clone()).timeout(Some(patience));
         let subject = self.names.invoke_subject(name);
         self.js.client().send_request(subject, request).await.map_err(|error| match error.kind() {
@@ -185,8 +207,13 @@ impl Caller {
     }
 }
 
-/// The longest a call may take in all: no function may allow more together.
-const LONGEST_CALL: Duration = Duration::from_secs(2 * 3600);
+/// How long the calls of one function may take, as its definition says.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    acquire: Duration,
+    request: Duration,
+    read: Instant,
+}
 
 enum Asked {
     NobodyHolds,

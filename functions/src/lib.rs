@@ -3,6 +3,8 @@
 //! Everything here is a reader and a wisher. Containers are made, called and removed by workers alone; no address that a
 //! caller gives is ever used. Used by workers (the workload `invoke`) and by clients.
 
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use jetstream::{ApiError, JetStream, PublishError};
@@ -29,6 +31,7 @@ pub struct Caller {
     names: Names,
     /// Says who calls, where a function has an owner.
     owner: Option<String>,
+    limits: Arc<Mutex<HashMap<FunctionName, invoke::Limits>>>,
 }
 
 /// Why a call, or a wish, came to nothing.
@@ -63,7 +66,7 @@ impl CallError {
 impl Caller {
     /// Calls as nobody in particular.
     pub fn new(js: JetStream, names: Names) -> Self {
-        Self { js, names, owner: None }
+        Self { js, names, owner: None, limits: Arc::default() }
     }
 
     /// The same in somebody's name.
