@@ -151,6 +151,8 @@ impl AgentRecord {
         let works = |name: &str| self.runtimes.get(name).is_some_and(|runtime| runtime.reason.is_none());
         match kind {
             "container" => CONTAINER_RUNTIMES.into_iter().any(works),
+            // A call over NATS, whatever it reaches.
+            "invoke" => works("call"),
             kind => works(kind),
         }
     }

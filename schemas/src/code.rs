@@ -111,6 +111,26 @@ codes! {
     WorkerLost = "worker_lost", retryable: false;
     /// Its message is gone from the stream though it had not ended: deleted by hand, or lost by the server.
     MessageLost = "message_lost", retryable: false;
+    /// The container has no address: its network gave none in time.
+    IpUnavailable = "ip_unavailable", retryable: true;
+    /// The instance did not pass its health check in time after its start.
+    NotHealthy = "not_healthy", retryable: true;
+    /// The instance's container ended by itself, at its start or under a call.
+    InstanceExited = "instance_exited", retryable: true;
+    /// No instance had room within the function's `acquire_timeout`.
+    NoInstance = "no_instance", retryable: true;
+    /// The instance took no connection; nothing was sent to it.
+    InstanceUnreachable = "instance_unreachable", retryable: true;
+    /// The call was sent, and no whole response came back: whether it was carried out is not known.
+    ResponseLost = "response_lost", retryable: true;
+    /// The response is larger than the function's `response_limit`.
+    ResponseTooLarge = "response_too_large", retryable: false;
+    /// The function says of itself that it failed: a status of 400 or more, or an error in its header.
+    FunctionFailed = "function_failed", retryable: true;
+    /// Calls of this function failed too often for the platform's reasons; none is sent for a while.
+    CircuitOpen = "circuit_open", retryable: true;
+    /// The runtime has no such ability.
+    Unimplemented = "unimplemented", retryable: false;
     /// Something went wrong inside Shoal; the message says what.
     Internal = "internal", retryable: true;
     /// An argument, a header or a body of a call is not what it takes.

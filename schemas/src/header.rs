@@ -20,6 +20,30 @@ pub const ATTEMPTS: &str = "Shoal-Attempts";
 pub const SUBJECT: &str = "Shoal-Subject";
 /// On an error reply of our own service: the problem as JSON, as HTTP would answer it.
 pub const PROBLEM: &str = "Shoal-Problem";
+/// On a call of a function: its id, which the container is told as `X-Request-Id` and `Lambda-Runtime-Aws-Request-Id`.
+pub const REQUEST_ID: &str = "Shoal-Request-Id";
+/// On a call: who calls, where the function has an owner.
+pub const OWNER: &str = "Shoal-Owner";
+/// On a call: how long its caller waits for an instance that has room, in milliseconds.
+pub const ACQUIRE_MS: &str = "Shoal-Acquire-Ms";
+/// On a message without a call: the start id of an instance that is in use.
+pub const TOUCH: &str = "Shoal-Touch";
+/// On a call: how often one worker has passed it on to another.
+pub const HOPS: &str = "Shoal-Hops";
+/// On a call and on its answer: the body's content type.
+pub const CONTENT_TYPE: &str = "Content-Type";
+/// On an answer: HTTP status of the container's response.
+pub const STATUS: &str = "Shoal-Status";
+/// On an answer: what the function says of its own failure.
+pub const FUNCTION_ERROR: &str = "Shoal-Function-Error";
+/// On an answer: the start id of the instance that was called.
+pub const INSTANCE: &str = "Shoal-Instance";
+/// On an answer: the worker that called it.
+pub const WORKER: &str = "Shoal-Worker";
+/// On an answer without a body: the object in the artifacts' store that holds it.
+pub const OBJECT: &str = "Shoal-Object";
+/// On an answer that is no response: the error's code; its body is the error as JSON.
+pub const ERROR: &str = "Shoal-Error";
 /// W3C trace context.
 pub const TRACEPARENT: &str = "traceparent";
 

@@ -108,6 +108,10 @@ id!(
     AgentId, "agent id", "1 to 64 of a-z 0-9 _ -", "^[a-z0-9_-]{1,64}$", 64, lower
 );
 id!(
+    /// The name of a function.
+    FunctionName, "function name", "1 to 64 of a-z 0-9 _ -", "^[a-z0-9_-]{1,64}$", 64, lower
+);
+id!(
     /// The random id of one start of one attempt. It is the fence: only its holder may write the record on.
     StartId, "start id", "1 to 32 of a-z 0-9", "^[a-z0-9]{1,32}$", 32, |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit()
 );

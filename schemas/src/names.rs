@@ -6,7 +6,7 @@ use std::str::FromStr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{AgentId, InvalidId, QueueName, StartId, TaskId, TaskKey};
+use crate::ids::{AgentId, FunctionName, InvalidId, QueueName, StartId, TaskId, TaskKey};
 
 /// The first token of every subject of one fleet.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -281,6 +281,114 @@ impl Names {
     /// The subject of one queue's settings.
     pub fn queue_subject(&self, queue: &QueueName) -> String {
         format!("$KV.{}.{queue}", self.queues_bucket())
+    }
+
+    /// Bucket of function definitions.
+    pub fn functions_bucket(&self) -> String {
+        self.bucket("functions")
+    }
+
+    /// The stream below it.
+    pub fn functions_stream(&self) -> String {
+        format!("KV_{}", self.functions_bucket())
+    }
+
+    /// The subject of one function's definition.
+    pub fn function_subject(&self, function: &FunctionName) -> String {
+        format!("$KV.{}.{function}", self.functions_bucket())
+    }
+
+    /// Every definition.
+    pub fn functions_subjects(&self) -> String {
+        format!("$KV.{}.*", self.functions_bucket())
+    }
+
+    /// Bucket of instances.
+    pub fn instances_bucket(&self) -> String {
+        self.bucket("instances")
+    }
+
+    /// The stream below it.
+    pub fn instances_stream(&self) -> String {
+        format!("KV_{}", self.instances_bucket())
+    }
+
+    /// The subject of one instance's record.
+    pub fn instance_subject(&self, function: &FunctionName, index: u32) -> String {
+        format!("$KV.{}.{function}.{index}", self.instances_bucket())
+    }
+
+    /// Every instance of a function; of all functions without one.
+    pub fn instances_subjects(&self, function: Option<&FunctionName>) -> String {
+        format!("$KV.{}.{}.*", self.instances_bucket(), function.map_or("*", FunctionName::as_str))
+    }
+
+    /// Function and index of an instance's record.
+    pub fn instance_tokens<'a>(&self, subject: &'a str) -> Option<(&'a str, u32)> {
+        let key = subject.strip_prefix("$KV.")?.strip_prefix(self.prefix.as_str())?.strip_prefix("_instances.")?;
+        let (function, index) = key.split_once('.')?;
+        Some((function, index.parse().ok()?))
+    }
+
+    /// Work queue of wishes for instances, one message per subject.
+    pub fn ensure_stream(&self) -> String {
+        self.stream("ENSURE")
+    }
+
+    /// All of them.
+    pub fn ensure_subjects(&self) -> String {
+        format!("{}.ensure.*.*.*", self.prefix)
+    }
+
+    /// Those of one pool: the filter of its consumer.
+    pub fn pool_subjects(&self, pool: &QueueName) -> String {
+        format!("{}.ensure.{pool}.*.*", self.prefix)
+    }
+
+    /// Where one instance is wished for.
+    pub fn ensure_subject(&self, pool: &QueueName, function: &FunctionName, index: u32) -> String {
+        format!("{}.ensure.{pool}.{function}.{index}", self.prefix)
+    }
+
+    /// Pool, function and index of such a wish, as they stand.
+    pub fn ensure_tokens<'a>(&self, subject: &'a str) -> Option<(&'a str, &'a str, &'a str)> {
+        let mut tokens = subject.strip_prefix(self.prefix.as_str())?.strip_prefix(".ensure.")?.splitn(3, '.');
+        Some((tokens.next()?, tokens.next()?, tokens.next()?))
+    }
+
+    /// Core subject on which an instance's record is told after each write; a removed one as an empty message.
+    pub fn instance_event_subject(&self, function: &FunctionName, index: u32) -> String {
+        format!("{}.events.instances.{function}.{index}", self.prefix)
+    }
+
+    /// All of those of one function; of all functions without one.
+    pub fn instance_event_subjects(&self, function: Option<&FunctionName>) -> String {
+        format!("{}.events.instances.{}.*", self.prefix, function.map_or("*", FunctionName::as_str))
+    }
+
+    /// Core subject on which a changed definition is told, by name; a deleted one as an empty message.
+    pub fn function_event_subject(&self, function: &FunctionName) -> String {
+        format!("{}.events.functions.{function}", self.prefix)
+    }
+
+    /// All of those.
+    pub fn function_event_subjects(&self) -> String {
+        format!("{}.events.functions.*", self.prefix)
+    }
+
+    /// Core request to call a function, answered by any worker that holds a warm instance.
+    pub fn invoke_subject(&self, function: &FunctionName) -> String {
+        format!("{}.invoke.{function}", self.prefix)
+    }
+
+    /// The same, to the one worker that is known to hold one: `shoal.invoke.<function>.<agent>`.
+    pub fn invoke_at_subject(&self, function: &FunctionName, agent: &AgentId) -> String {
+        format!("{}.invoke.{function}.{agent}", self.prefix)
+    }
+
+    /// Name of a response in the artifacts' store that is too large for a message.
+    pub fn response_name(&self, function: &FunctionName, request_id: &str) -> String {
+        format!("_functions/{function}/{request_id}")
     }
 
     /// Core subject of a NATS service that handles `call` workloads named `handler`.

@@ -2,7 +2,11 @@
 
 use schemars::{Schema, schema_for};
 
-use crate::{AgentRecord, DeadLetter, DoctorReport, Explanation, QueueSettings, Task, TaskRecord, cancel, http};
+use crate::function::EnsureRequest;
+use crate::{
+    AgentRecord, DeadLetter, DoctorReport, Explanation, Function, Instance, QueueSettings, Task, TaskRecord, cancel,
+    http,
+};
 
 /// File name and schema of every message.
 pub fn all() -> Vec<(&'static str, Schema)> {
@@ -11,6 +15,9 @@ pub fn all() -> Vec<(&'static str, Schema)> {
         ("task_record.json", schema_for!(TaskRecord)),
         ("agent_record.json", schema_for!(AgentRecord)),
         ("queue_settings.json", schema_for!(QueueSettings)),
+        ("function.json", schema_for!(Function)),
+        ("instance.json", schema_for!(Instance)),
+        ("ensure_request.json", schema_for!(EnsureRequest)),
         ("dead_letter.json", schema_for!(DeadLetter)),
         ("explanation.json", schema_for!(Explanation)),
         ("doctor_report.json", schema_for!(DoctorReport)),

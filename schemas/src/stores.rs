@@ -83,6 +83,8 @@ pub const TASK_HEADROOM_BYTES: usize = 64 << 10;
 pub const MAX_WAITING: u32 = 16_384;
 /// Deliveries out at once without a cap; the server's default of 1,000 would stop a fleet there.
 pub const MAX_ACK_PENDING: u32 = 100_000;
+/// A wish for an instance that nobody has taken is forgotten after this; whoever still wants it wishes again.
+pub const ENSURE_KEPT: Duration = Duration::from_secs(600);
 /// The agents' registry forgets after a day.
 pub const AGENTS_KEPT: Duration = Duration::from_secs(86_400);
 
@@ -200,6 +202,18 @@ impl Names {
             StreamSpec { allow_msg_ttl: true, ..bucket(self.records_bucket(), "Shoal: task records") },
             StreamSpec { max_age: nanos(AGENTS_KEPT), ..bucket(self.agents_bucket(), "Shoal: agent registry") },
             bucket(self.queues_bucket(), "Shoal: queue settings"),
+            bucket(self.functions_bucket(), "Shoal: function definitions"),
+            bucket(self.instances_bucket(), "Shoal: instances of functions"),
+            StreamSpec {
+                retention: "workqueue",
+                discard: "new",
+                discard_new_per_subject: true,
+                max_msgs_per_subject: 1,
+                // Nobody waits that long; a wish that nobody serves must not stand in the way for ever.
+                max_age: nanos(ENSURE_KEPT),
+                max_msg_size: 64 << 10,
+                ..plain(self.ensure_stream(), "Shoal: wishes for instances", vec![self.ensure_subjects()])
+            },
             StreamSpec {
                 max_age: nanos(settings.logs_kept.0),
                 max_bytes: i64::try_from(settings.logs_bytes.0).unwrap_or(-1),
@@ -224,10 +238,19 @@ impl Names {
 
     /// The consumer of one queue.
     pub fn queue_consumer(&self, queue: &QueueName, ack_wait: Duration, cap: Option<u32>) -> ConsumerSpec {
+        self.consumer(queue, self.queue_subjects(queue), ack_wait, cap)
+    }
+
+    /// The consumer of one pool's wishes for instances.
+    pub fn pool_consumer(&self, pool: &QueueName, ack_wait: Duration) -> ConsumerSpec {
+        self.consumer(pool, self.pool_subjects(pool), ack_wait, None)
+    }
+
+    fn consumer(&self, name: &QueueName, filter: String, ack_wait: Duration, cap: Option<u32>) -> ConsumerSpec {
         ConsumerSpec {
-            name: queue.to_string(),
-            durable_name: queue.to_string(),
-            filter_subject: self.queue_subjects(queue),
+            name: name.to_string(),
+            durable_name: name.to_string(),
+            filter_subject: filter,
             ack_policy: "explicit",
             ack_wait: nanos(ack_wait),
             max_deliver: -1,

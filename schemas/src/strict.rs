@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 use schemars::schema_for;
 use serde_json::{Map, Value};
 
+use crate::function::Function;
 use crate::http::{AgentBeat, AgentRegistration};
 use crate::queue::QueueSettings;
 use crate::task::Task;
@@ -59,6 +60,7 @@ fn join(path: &str, name: &str) -> String {
 
 static TASK: LazyLock<Value> = LazyLock::new(|| schema_for!(Task).to_value());
 static QUEUE: LazyLock<Value> = LazyLock::new(|| schema_for!(QueueSettings).to_value());
+static FUNCTION: LazyLock<Value> = LazyLock::new(|| schema_for!(Function).to_value());
 static REGISTRATION: LazyLock<Value> = LazyLock::new(|| schema_for!(AgentRegistration).to_value());
 static BEAT: LazyLock<Value> = LazyLock::new(|| schema_for!(AgentBeat).to_value());
 
@@ -72,6 +74,13 @@ pub fn task(value: &Value) -> Result<Task, InvalidTask> {
 /// Reads queue settings the same way.
 pub fn queue_settings(value: &Value) -> Result<QueueSettings, InvalidTask> {
     checked(&QUEUE, value)
+}
+
+/// Reads the definition of a function the same way.
+pub fn function(value: &Value) -> Result<Function, InvalidTask> {
+    let function: Function = checked(&FUNCTION, value)?;
+    function.check()?;
+    Ok(function)
 }
 
 /// Reads the registration of an agent the same way.

@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::code::Code;
+use crate::ids::FunctionName;
 use crate::newer::More;
 use crate::quantity::{Bytes, Cpu, Limit};
 use crate::queue::QueueDefaults;
@@ -59,6 +60,8 @@ pub enum Workload {
     Process(Process),
     /// One container, from image to exit code.
     Container(Container),
+    /// One call of a function.
+    Invoke(Invoke),
 }
 
 impl Workload {
@@ -68,6 +71,7 @@ impl Workload {
             Self::Call(_) => "call",
             Self::Process(_) => "process",
             Self::Container(_) => "container",
+            Self::Invoke(_) => "invoke",
         }
     }
 }
@@ -80,6 +84,52 @@ pub struct Call {
     /// Handed to it as JSON.
     #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
     pub payload: serde_json::Value,
+}
+
+/// One call of a function: durable, retried and dead-lettered as every task. Its result is the response's body.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Invoke {
+    /// The function's name.
+    pub function: FunctionName,
+    /// The body of the call, as JSON; `null` is an empty body.
+    #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+    pub payload: serde_json::Value,
+    /// The same in base64, for what is not JSON; then `payload` is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body: Option<String>,
+    /// Its content type; default `application/json`, or `application/octet-stream` beside `body`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content_type: Option<String>,
+    /// Who calls, where the function has an owner.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+}
+
+impl Invoke {
+    fn check(&self) -> Result<(), InvalidTask> {
+        if self.body.is_some() && !self.payload.is_null() {
+            return Err(InvalidTask::value("workload.body", "…", "one of `payload` and `body`"));
+        }
+        if self.bytes().is_err() {
+            return Err(InvalidTask::value("workload.body", "…", "base64"));
+        }
+        if let Some(kind) = &self.content_type
+            && (kind.is_empty() || kind.len() > 256 || !kind.bytes().all(|b| (b' '..=b'~').contains(&b)))
+        {
+            return Err(InvalidTask::value("workload.content_type", kind, "a content type"));
+        }
+        Ok(())
+    }
+
+    /// The body as it is sent.
+    pub fn bytes(&self) -> Result<Vec<u8>, base64::DecodeError> {
+        use base64::Engine;
+        match &self.body {
+            Some(body) => base64::engine::general_purpose::STANDARD.decode(body),
+            None if self.payload.is_null() => Ok(Vec::new()),
+            None => Ok(serde_json::to_vec(&self.payload).expect("a JSON value is JSON")),
+        }
+    }
 }
 
 /// An OS process. It dies with its worker, whatever it forked; its result is what it wrote to `$SHOAL_RESULT_FILE`.
@@ -178,7 +228,7 @@ impl Container {
     }
 
     /// The rules between fields that types do not hold.
-    fn check(&self) -> Result<(), InvalidTask> {
+    pub(crate) fn check(&self) -> Result<(), InvalidTask> {
         let wrong = |field: &str, value: &str, allowed: &str| {
             Err(InvalidTask::value(&format!("workload.{field}"), value, allowed))
         };
@@ -229,6 +279,16 @@ impl Container {
         }
         Ok(())
     }
+}
+
+/// What no environment can hold.
+pub(crate) fn check_env(field: &str, env: &BTreeMap<String, String>) -> Result<(), InvalidTask> {
+    for (name, value) in env {
+        if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+            return Err(InvalidTask::value(field, name, "names without `=`, nothing with a zero byte"));
+        }
+    }
+    Ok(())
 }
 
 /// The work folder as a container sees it.
@@ -361,7 +421,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 }
@@ -431,11 +491,13 @@ impl Task {
                 container.check()?;
                 (Some(&container.env), Some(&container.command))
             }
-        };
-        for (name, value) in env.into_iter().flatten() {
-            if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
-                return Err(InvalidTask::value("workload.env", name, "names without `=`, nothing with a zero byte"));
+            Workload::Invoke(invoke) => {
+                invoke.check()?;
+                (None, None)
             }
+        };
+        if let Some(env) = env {
+            check_env("workload.env", env)?;
         }
         if command.is_some_and(|command| command.iter().any(|argument| argument.contains('\0'))) {
             return Err(InvalidTask::value("workload.command", "", "arguments without a zero byte"));

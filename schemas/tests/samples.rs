@@ -9,17 +9,21 @@ use serde_json::Value;
 use shoal_schemas::cancel::{
     CancelReply, CancelRequest, CordonReply, CordonRequest, DrainReply, DrainRequest, HoldsReply, HoldsRequest,
 };
+use shoal_schemas::function::EnsureRequest;
 use shoal_schemas::http::{AgentBeat, AgentRegistration, Problem};
 use shoal_schemas::{
-    AgentRecord, DeadLetter, DoctorReport, Explanation, QueueSettings, Task, TaskRecord, schema, strict,
+    AgentRecord, DeadLetter, DoctorReport, Explanation, Function, Instance, QueueSettings, Task, TaskRecord, schema, strict,
 };
 
 /// The name of a message is the start of its samples' names; the longest fitting one counts.
-const MESSAGES: [&str; 18] = [
+const MESSAGES: [&str; 21] = [
     "task_record",
     "task",
     "agent_record",
     "queue_settings",
+    "function",
+    "instance",
+    "ensure_request",
     "dead_letter",
     "explanation",
     "doctor_report",
@@ -74,6 +78,9 @@ fn every_sample_reads_into_its_type_and_back_byte_for_byte() {
             "task_record" => written::<TaskRecord>(&name, &text),
             "agent_record" => written::<AgentRecord>(&name, &text),
             "queue_settings" => written::<QueueSettings>(&name, &text),
+            "function" => written::<Function>(&name, &text),
+            "instance" => written::<Instance>(&name, &text),
+            "ensure_request" => written::<EnsureRequest>(&name, &text),
             "dead_letter" => written::<DeadLetter>(&name, &text),
             "doctor_report" => written::<DoctorReport>(&name, &text),
             "explanation" => written::<Explanation>(&name, &text),
@@ -100,6 +107,10 @@ fn task_samples_pass_the_strict_door_too() {
         if message == "task" && name != "task_unknown_field" {
             let value: Value = serde_json::from_str(&text).unwrap();
             strict::task(&value).unwrap_or_else(|error| panic!("{name}.json: {error}"));
+        }
+        if message == "function" {
+            strict::function(&serde_json::from_str(&text).unwrap())
+                .unwrap_or_else(|error| panic!("{name}.json: {error}"));
         }
         if message == "queue_settings" {
             strict::queue_settings(&serde_json::from_str(&text).unwrap())

@@ -8,7 +8,9 @@ use futures_util::StreamExt;
 use schemas::{AgentStatus, Code, Outcome, State, TaskRecord};
 use serde_json::json;
 
-use crate::support::{Fleet, Job, Ledger, Program, With, engine, eventually, freeze, in_time, noop, process_runs, signal};
+use crate::support::{
+    Fleet, Job, Ledger, Program, With, engine, eventually, freeze, in_time, noop, process_runs, signal,
+};
 
 /// Far beyond every deadline of a test.
 const FOREVER: &str = "10m";

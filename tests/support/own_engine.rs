@@ -137,7 +137,8 @@ impl OwnEngine {
 
     fn processes(&self, name: &str) -> impl Iterator<Item = u32> {
         let mark = self.folder.path().display().to_string();
-        let named = move |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == name);
+        let named =
+            move |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == name);
         marked_processes(&mark).into_iter().filter(named)
     }
 

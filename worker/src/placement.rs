@@ -25,7 +25,7 @@ const PAGE: usize = 500;
 /// The runtime for a workload of this kind, if this worker runs it now.
 pub fn runtime<'a>(worker: &'a Worker, workload: &Workload) -> Result<&'a Arc<dyn Runtime>, TaskError> {
     let names: &[&str] = match workload {
-        Workload::Call(_) => &["call"],
+        Workload::Call(_) | Workload::Invoke(_) => &["call"],
         Workload::Process(_) => &["process"],
         Workload::Container(_) => &CONTAINER_RUNTIMES,
     };
@@ -57,7 +57,7 @@ pub fn runtime<'a>(worker: &'a Worker, workload: &Workload) -> Result<&'a Arc<dy
 /// Why this worker cannot run it now, if so.
 pub fn hindrance(worker: &Worker, workload: &Workload) -> Option<TaskError> {
     match workload {
-        Workload::Call(_) if worker.calls => None,
+        Workload::Call(_) | Workload::Invoke(_) if worker.calls => None,
         workload => runtime(worker, workload).err(),
     }
 }

@@ -493,6 +493,7 @@ fn gone(agent: &AgentView) -> String {
 fn runtimes_of<'a>(record: &'a AgentRecord, kind: &str) -> impl Iterator<Item = (&'a String, &'a RuntimeInfo)> {
     let names: Vec<String> = match kind {
         "container" => CONTAINER_RUNTIMES.map(str::to_owned).to_vec(),
+        "invoke" => vec!["call".to_owned()],
         kind => vec![kind.to_owned()],
     };
     record.runtimes.iter().filter(move |(name, _)| names.contains(name))
@@ -500,7 +501,11 @@ fn runtimes_of<'a>(record: &'a AgentRecord, kind: &str) -> impl Iterator<Item = 
 
 /// What a worker must be told to run for this kind.
 fn runtime_for(kind: &str) -> &str {
-    if kind == "container" { CONTAINER_RUNTIMES[0] } else { kind }
+    match kind {
+        "container" => CONTAINER_RUNTIMES[0],
+        "invoke" => "call",
+        kind => kind,
+    }
 }
 
 fn begun(attempt: &Attempt) -> Option<Timestamp> {
@@ -653,12 +658,21 @@ fn remedy(code: Code, key: &TaskKey) -> String {
         Code::ImagePullFailed | Code::EngineUnavailable | Code::EngineLost | Code::PortTaken | Code::StartFailed => {
             format!("look at the engine and the machine of its worker, {again}")
         }
+        Code::IpUnavailable
+        | Code::NotHealthy
+        | Code::InstanceExited
+        | Code::NoInstance
+        | Code::InstanceUnreachable
+        | Code::CircuitOpen => format!("see how the function stands: shoal instances; shoal function list; {again}"),
+        Code::ResponseLost | Code::FunctionFailed => format!("see what the function wrote: shoal logs; mend it, {again}"),
+        Code::ResponseTooLarge => format!("give the function a larger `response_limit` or let it answer less, {again}"),
         Code::NoHandler => format!("start a program that answers for its handler, {again}"),
         Code::ResultTooLarge => format!("let it leave an artifact instead, {again}"),
         Code::LostTooOften => format!("see whether it kills its workers: shoal get {key}; {again}"),
         Code::WorkerLost | Code::MessageLost => format!("see how far it came: shoal logs {key}; {again}"),
         Code::NoWorkFolder
         | Code::Internal
+        | Code::Unimplemented
         | Code::Newer(_)
         // Codes of calls, which end no task.
         | Code::InvalidArgument

@@ -4,6 +4,7 @@ pub mod admit;
 mod ending;
 pub mod fence;
 pub mod holder;
+mod invoke;
 #[cfg(test)]
 mod model;
 pub mod phase;

@@ -16,6 +16,7 @@ use schemas::{Code, Limit, StartId, Task, TaskError, TaskKey, Timestamp, Workloa
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::attempt::invoke;
 use crate::attempt::phase::{End, Why};
 use crate::handlers::Call;
 use crate::logs::{Activity, LogSink};
@@ -68,7 +69,7 @@ pub struct Done {
 }
 
 impl Done {
-    fn new(end: End) -> Self {
+    pub(super) fn new(end: End) -> Self {
         Self { end, exit: None, started: None, result: None, artifacts: Vec::new(), warnings: Vec::new() }
     }
 }
@@ -78,6 +79,7 @@ impl Done {
 pub async fn run(worker: &Worker, work: Work, stop: watch::Receiver<Option<Duration>>) -> Done {
     match &work.task.workload {
         Workload::Call(_) => call(worker, &work, stop).await,
+        Workload::Invoke(asked) => Box::pin(invoke::run(worker, &work, asked, stop)).await,
         workload @ (Workload::Process(_) | Workload::Container(_)) => match placement::runtime(worker, workload) {
             // Boxed, here and below, so that a call's future stays small: it is moved and allocated once a task.
             Ok(runtime) => Box::pin(in_runtime(worker, runtime.clone(), work, stop)).await,
@@ -88,7 +90,7 @@ pub async fn run(worker: &Worker, work: Work, stop: watch::Receiver<Option<Durat
 }
 
 /// Completes once it is to stop, with the grace. Cancel safe.
-async fn stopping(stop: &mut watch::Receiver<Option<Duration>>) -> Duration {
+pub(super) async fn stopping(stop: &mut watch::Receiver<Option<Duration>>) -> Duration {
     match stop.wait_for(Option::is_some).await {
         Ok(grace) => grace.unwrap_or_default(),
         // The runner is gone, so nobody waits for a gentle end.
@@ -363,7 +365,7 @@ fn environment(work: &Work, surroundings: Surroundings) -> BTreeMap<String, Stri
     match &work.task.workload {
         Workload::Process(process) => env.extend(process.env.clone()),
         Workload::Container(container) => env.extend(container.env.clone()),
-        Workload::Call(_) => {}
+        Workload::Call(_) | Workload::Invoke(_) => {}
     }
     // Ours come last: a job may rely on them.
     let own = [
@@ -382,7 +384,7 @@ fn environment(work: &Work, surroundings: Surroundings) -> BTreeMap<String, Stri
 fn bounds(task: &Task, worker: &Worker) -> Bounds {
     let defaults = match &task.workload {
         Workload::Container(_) => worker.config.containers.limits,
-        Workload::Process(_) | Workload::Call(_) => worker.config.process_limits,
+        Workload::Process(_) | Workload::Call(_) | Workload::Invoke(_) => worker.config.process_limits,
     };
     Bounds {
         cpu: task.limits.cpu.unwrap_or(defaults.cpu),

@@ -19,6 +19,7 @@ mod clock;
 pub mod docker;
 #[cfg(test)]
 pub mod fake;
+pub mod instances;
 pub mod process;
 
 /// Runs workloads of one kind.
@@ -70,6 +71,11 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// Frees what is kept of an ended workload. Removing what is gone already is no error.
     fn remove<'a>(&'a self, start: &'a StartId) -> BoxFuture<'a, Result<(), RuntimeError>>;
+
+    /// Where it keeps containers that outlive a call; `None` where it keeps none.
+    fn instances(&self) -> Option<&dyn instances::Instances> {
+        None
+    }
 
     /// The dead-man's switch: running workloads may live until `until` at least. A runtime that can, kills by itself
     /// what is not kept alive in time, also while the worker is frozen or gone.
