@@ -12,7 +12,8 @@ use shoal_schemas::cancel::{
 use shoal_schemas::function::EnsureRequest;
 use shoal_schemas::http::{AgentBeat, AgentRegistration, Problem};
 use shoal_schemas::{
-    AgentRecord, DeadLetter, DoctorReport, Explanation, Function, Instance, QueueSettings, Task, TaskRecord, schema, strict,
+    AgentRecord, DeadLetter, DoctorReport, Explanation, Function, Instance, QueueSettings, Task, TaskRecord, schema,
+    strict,
 };
 
 /// The name of a message is the start of its samples' names; the longest fitting one counts.
