@@ -75,6 +75,8 @@ impl Caller {
         let limits = self.limits(name).await?;
         let until = Instant::now() + call.acquire_timeout.unwrap_or(limits.acquire);
         let mut is_first = true;
+        // Records that look well, though nobody answered when they were there.
+        let mut doubted: Vec<u64> = Vec::new();
         loop {
             let left = until.saturating_duration_since(Instant::now());
             // Unless its caller says otherwise, the worker takes the function's own limit.
@@ -88,8 +90,18 @@ impl Caller {
                 let message = format!("no worker answers for `{name}`, though an instance was ready");
                 return Err(CallError::new(Code::NoInstance, message));
             }
-            self.warm(name, until).await?;
             is_first = false;
+            let (defined, instances) = self.look(name).await?;
+            self.check_owner(&defined)?;
+            let seen = instances.iter().filter(|known| known.instance.takes_calls());
+            let seen: Vec<u64> = seen.map(|known| known.revision).collect();
+            // A worker takes calls before it writes the record: whoever is behind one that was there before nobody
+            // answered is gone. One that has come since is asked first.
+            if seen.iter().all(|revision| doubted.contains(revision)) {
+                self.make(name, &doubted, until).await?;
+            } else {
+                doubted = seen;
+            }
         }
     }
 
@@ -100,23 +112,16 @@ impl Caller {
             return Ok(limits);
         }
         let function = self.defined(name).await?.function;
-        let limits =
-            Limits { acquire: function.acquire_timeout.0, request: function.request_timeout.0, read: Instant::now() };
+        // One that may be sent again may take twice as long.
+        let tries = if function.idempotent { 2 } else { 1 };
+        let request = function.request_timeout.0.saturating_mul(tries);
+        let limits = Limits { acquire: function.acquire_timeout.0, request, read: Instant::now() };
         let mut known = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= MOST_KNOWN {
             known.clear();
         }
         known.insert(name.clone(), limits);
         Ok(limits)
-    }
-
-    /// Nobody holds an instance that takes calls, whatever the bucket says: has one made.
-    async fn warm(&self, name: &FunctionName, until: Instant) -> Result<(), CallError> {
-        let (defined, instances) = self.look(name).await?;
-        self.check_owner(&defined)?;
-        let stale = instances.iter().find(|known| known.instance.takes_calls());
-        let gone = stale.and_then(|known| known.instance.start.clone());
-        self.make(name, gone.as_ref(), until).await.map(|_| ())
     }
 
     async fn ask(
@@ -142,7 +147,7 @@ impl Caller {
             headers.insert(header::ACQUIRE_MS, acquire.as_millis().to_string());
         }
         // The worker keeps the function's own limits and answers when they are over; this is for a worker that is lost.
-        let patience = acquire.unwrap_or(limits.acquire) + limits.request + BEYOND;
+        let patience = acquire.unwrap_or(limits.acquire).saturating_add(limits.request).saturating_add(BEYOND);
         let request = Request::new().headers(headers).payload(call.body.clone()).timeout(Some(patience));
         let subject = self.names.invoke_subject(name);
         self.js.client().send_request(subject, request).await.map_err(|error| match error.kind() {
