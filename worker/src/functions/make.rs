@@ -98,7 +98,7 @@ pub async fn make(functions: &Arc<Functions>, defined: &Defined, slot: &Slot) ->
         }
     };
     let undo = Undo { runtime: runtime.clone(), id: Some(launched.id.clone()) };
-    functions.copy_output(&runtime, &launched.id, true, output);
+    functions.copy_output(&runtime, &launched.id, output);
     let address = SocketAddr::new(launched.address, defined.function.port);
     if let Err(error) = wait_healthy(functions, defined, &runtime, &launched, address).await {
         notes.say(&format!("removed: {}", error.message)).await;
@@ -257,18 +257,12 @@ pub async fn look(functions: &Functions, defined: &Defined, address: SocketAddr)
 
 impl Functions {
     /// Copies what an instance writes into its log, until it ends.
-    pub(super) fn copy_output(
-        &self,
-        runtime: &Arc<dyn Runtime>,
-        id: &str,
-        from_start: bool,
-        output: crate::logs::Output,
-    ) {
+    pub(super) fn copy_output(&self, runtime: &Arc<dyn Runtime>, id: &str, output: crate::logs::Output) {
         let (runtime, id) = (runtime.clone(), id.to_owned());
         let stop: CancellationToken = self.over.clone();
         tokio::spawn(stop.run_until_cancelled_owned(async move {
             let Some(instances) = runtime.instances() else { return };
-            match instances.output(&id, from_start).await {
+            match instances.output(&id).await {
                 Ok(streams) => output.copy(streams.stdout, streams.stderr).await,
                 Err(error) => tracing::warn!(id, %error, source = LogSource::Stdout.as_str(), "output is not read"),
             }
