@@ -21,6 +21,9 @@ pub struct Containers {
     /// Networks that a task may ask for, beside none and --container-network
     #[arg(long, env = "SHOAL_ALLOWED_NETWORKS", value_delimiter = ',', value_name = "NAME,…")]
     pub allowed_networks: Vec<String>,
+    /// Networks that functions may use, which each need an address [default: bridge]
+    #[arg(long, env = "SHOAL_FUNCTION_NETWORKS", value_delimiter = ',', value_name = "NAME,…")]
+    pub function_networks: Option<Vec<String>>,
     /// Folders of this machine that may be mounted, as /data or /data:ro
     #[arg(long, env = "SHOAL_ALLOWED_MOUNTS", value_delimiter = ',', value_name = "PATH[:ro],…")]
     pub allowed_mounts: Vec<AllowedMount>,
@@ -81,6 +84,7 @@ impl Containers {
             policy: Policy {
                 images: self.allowed_images.as_deref().map(words),
                 networks: words(&self.allowed_networks),
+                function_networks: self.function_networks.as_deref().map(words),
                 mounts: self.allowed_mounts.clone(),
                 capabilities: words(&self.allowed_capabilities),
                 privileged: self.allow_privileged,
