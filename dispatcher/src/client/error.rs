@@ -240,7 +240,7 @@ fn hint_of_function(error: &functions::CallError) -> Option<String> {
     };
     let hint = match error.code {
         Code::NotFound => "`shoal function list` shows those that are",
-        Code::PermissionDenied => "say whose it is: --owner, or the header `Shoal-Owner`",
+        Code::PermissionDenied => "say whose it is: --owner, or over HTTP the header `X-Shoal-Owner`",
         Code::NoInstance => {
             "see its instances with `shoal instances` and who could run it with `shoal agents list`; raise its `max`, \
              `concurrency` or `acquire_timeout`"
