@@ -60,6 +60,13 @@ impl Caller {
         self.definition(name).await?.ok_or_else(|| not_found(name))
     }
 
+    /// The same where this caller may use it.
+    pub async fn admitted(&self, name: &FunctionName) -> Result<Defined, CallError> {
+        let defined = self.defined(name).await?;
+        self.check_owner(&defined)?;
+        Ok(defined)
+    }
+
     /// Every definition that can be read, by name.
     pub async fn definitions(&self) -> Result<Vec<Defined>, CallError> {
         let mut found = Vec::new();
@@ -94,7 +101,10 @@ impl Caller {
                     let rolls = before.is_some_and(|before| before.function.spec() != function.spec());
                     let defined = Defined { name: name.clone(), function, revision };
                     for index in 0..defined.function.min {
-                        self.wish(&defined, index, &EnsureRequest::default()).await?;
+                        // It is defined all the same; dispatchers wish again.
+                        if let Err(error) = self.wish(&defined, index, &EnsureRequest::default()).await {
+                            tracing::debug!(function = %name, index, %error, "not wished for");
+                        }
                     }
                     return Ok(Applied { defined, changed: true, rolls });
                 }

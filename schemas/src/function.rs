@@ -21,6 +21,8 @@ pub const LAMBDA_PATH: &str = "/2015-03-31/functions/function/invocations";
 pub const LAMBDA_PORT: u16 = 8080;
 /// Longest wait for a connection to an instance.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest `request_timeout` and `acquire_timeout`: a caller of a lost worker must hear some time.
+pub const LONGEST_CALL: HumanDuration = HumanDuration::seconds(3_600);
 /// Most instances of one function.
 pub const MOST_INSTANCES: u32 = 1_000;
 /// The queue that logs of instances are kept under: `shoal logs _functions.<function>`. No task can be sent to it.
@@ -260,6 +262,12 @@ impl Function {
                 return wrong(field, &"0s", "more than zero");
             }
         }
+        for (field, duration) in [("request_timeout", self.request_timeout), ("acquire_timeout", self.acquire_timeout)]
+        {
+            if duration > LONGEST_CALL {
+                return wrong(field, &duration, "at most 1h");
+            }
+        }
         if let Some(owner) = &self.owner
             && (owner.is_empty() || owner.len() > 128 || !owner.bytes().all(|b| b.is_ascii_graphic()))
         {
@@ -337,7 +345,7 @@ pub struct Instance {
     /// The runtime it is in: `docker`, `containerd`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runtime: Option<String>,
-    /// The random id of its start; also of its logs.
+    /// The random id of its start; also of its logs. One that failed without it never began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start: Option<StartId>,
     /// Revision of the definition that it was made from.

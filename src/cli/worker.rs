@@ -21,7 +21,7 @@ pub struct Worker {
     /// Its id, the same over restarts [default: one kept in the state folder that no other worker here holds]
     #[arg(long, alias = "worker-id", env = "SHOAL_WORKER_ID", value_name = "ID")]
     pub id: Option<AgentId>,
-    /// What it may run, of call, process, docker, containers (every engine found) [default: call,containers]
+    /// What it may run, of call, process, docker, containerd, containers (every engine found) [default: call,containers]
     #[arg(long, env = "SHOAL_RUNTIMES", value_delimiter = ',', value_parser = runtime, value_name = "NAME,…")]
     pub runtimes: Option<Vec<RuntimeName>>,
     /// Folder for its id and work folders [default: ~/.local/state/shoal]
@@ -67,6 +67,9 @@ pub struct Manner {
     /// Attempts at once
     #[arg(long, env = "SHOAL_SLOTS", default_value_t = 16, value_parser = slots, value_name = "N")]
     pub slots: usize,
+    /// Most instances of functions that it holds
+    #[arg(long, env = "SHOAL_MAX_INSTANCES", default_value_t = 100, value_name = "N")]
+    pub max_instances: usize,
     /// How long running attempts may take to end after SIGTERM. Keep below the pod's own grace period
     #[arg(long, env = "SHOAL_DRAIN_GRACE", default_value = "25s", value_name = "DURATION")]
     pub drain_grace: HumanDuration,
@@ -151,6 +154,7 @@ impl Manner {
             result_limit: self.result_limit,
             process_limits: Bounds { cpu: self.process_cpu, memory: self.process_memory, pids: self.process_pids },
             containers: self.containers.settings()?,
+            most_instances: self.max_instances,
             labels: self.label.iter().cloned().collect::<BTreeMap<_, _>>(),
             guard: ::worker::GuardCommand::this_program(),
         })
@@ -225,6 +229,11 @@ pub fn failed(error: ::worker::WorkerError) -> Error {
         WorkerError::Folders(_) => "remove them by hand, or name another folder with --state-dir",
         WorkerError::Stores { .. } => "make what is missing with `shoal admin apply`, then start it again",
         WorkerError::Process(_) => "leave `process` out of --runtimes, or start it where processes may be started",
+        #[cfg(feature = "containerd")]
+        WorkerError::Containerd(_) => {
+            "leave `containerd` out of --runtimes, start it as root, or name its socket with --containerd-address"
+        }
+        WorkerError::WithoutContainerd => "leave `containerd` out of --runtimes, or take a build with the feature `containerd`",
         WorkerError::Docker(_) => "leave `docker` out of --runtimes, or name the engine with --docker-host",
         WorkerError::Inbox(_) | WorkerError::Broken => "start it again, and look at the server's log",
     };

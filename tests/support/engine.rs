@@ -22,6 +22,8 @@ pub const IMAGE_APP: &str = "shoal-test/busybox:1-app";
 pub const IMAGE_ENTRYPOINT: &str = "shoal-test/busybox:1-entrypoint";
 /// Nothing but the program `/busybox`, which is the entrypoint.
 pub const IMAGE_STATIC: &str = "shoal-test/static:1";
+/// The function of `tests/function/function.rs`, which is the entrypoint, and nothing else. Not made on a Mac.
+pub const IMAGE_FUNCTION: &str = "shoal-test/function:1";
 
 /// One engine, as one test uses it.
 pub struct Engine {

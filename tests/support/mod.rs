@@ -28,7 +28,7 @@ pub(crate) use engine::engine;
 pub use client::{Client, Publish};
 pub use cluster::Cluster;
 pub use curl::{Answer, Event, curl, curl_stream, events};
-pub use engine::{Engine, IMAGE, IMAGE_APP, IMAGE_ENTRYPOINT, IMAGE_STATIC, IMAGE_USER};
+pub use engine::{Engine, IMAGE, IMAGE_APP, IMAGE_ENTRYPOINT, IMAGE_FUNCTION, IMAGE_STATIC, IMAGE_USER};
 pub use false_clock::FalseClock;
 pub use fleet::{Fleet, FleetBuilder, old_binary};
 pub use http::unix as unix_http;

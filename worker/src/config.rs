@@ -47,6 +47,8 @@ pub struct Config {
     pub process_limits: Bounds,
     /// How and what it runs in containers.
     pub containers: ContainerSettings,
+    /// Most instances of functions that it holds.
+    pub most_instances: usize,
     /// Free words in the registry.
     pub labels: BTreeMap<String, String>,
     /// How to run this program as the guard of its processes.
@@ -73,6 +75,7 @@ impl Config {
             result_limit: Bytes::mebi(64),
             process_limits: Bounds { cpu: Limit::Unlimited, memory: Limit::Unlimited, pids: Limit::Unlimited },
             containers: ContainerSettings::default(),
+            most_instances: 100,
             labels: BTreeMap::new(),
             guard,
         }
@@ -88,13 +91,15 @@ pub enum RuntimeName {
     Process,
     /// Containers of a Docker engine.
     Docker,
+    /// Containers of containerd.
+    Containerd,
     /// Every container engine that is found.
     Containers,
 }
 
 impl RuntimeName {
     /// Every word for one.
-    pub const WORDS: [&str; 4] = ["call", "process", "docker", "containers"];
+    pub const WORDS: [&str; 5] = ["call", "process", "docker", "containerd", "containers"];
 }
 
 impl FromStr for RuntimeName {
@@ -105,6 +110,7 @@ impl FromStr for RuntimeName {
             "call" => Ok(Self::Call),
             "process" => Ok(Self::Process),
             "docker" => Ok(Self::Docker),
+            "containerd" => Ok(Self::Containerd),
             "containers" => Ok(Self::Containers),
             _ => Err(()),
         }

@@ -11,6 +11,7 @@ mod cordon;
 pub mod drain;
 mod fail;
 mod folder;
+mod functions;
 pub mod handlers;
 mod heartbeat;
 mod held;
@@ -91,6 +92,13 @@ pub enum WorkerError {
     /// The engine that was asked for does not work here.
     #[error("the runtime `docker` does not work here")]
     Docker(#[from] DockerRuntimeError),
+    /// The containerd that was asked for does not work here.
+    #[cfg(feature = "containerd")]
+    #[error("the runtime `containerd` does not work here")]
+    Containerd(#[from] runtime::containerd::ContainerdRuntimeError),
+    /// It was asked for, and this build has none.
+    #[error("this build has no runtime `containerd`")]
+    WithoutContainerd,
     /// The connection is gone for good.
     #[error("the connection to NATS broke for good; nothing can be pulled any more")]
     Broken,
@@ -165,6 +173,7 @@ pub async fn run(
     let consumers = worker.queues.iter().map(|queue| (queue.name.to_string(), queue.ack_wait()));
     let stream = worker.config.names.tasks_stream();
     let inbox = Pulls::open(&worker.js, stream, consumers).await.map_err(WorkerError::Inbox)?;
+    let functions = functions::Functions::start(worker.clone());
     let end_intake = CancellationToken::new();
     let intake = Intake::new(worker.clone(), inbox, attempts.clone(), connection.link.clone(), answered);
     let mut pulling = tokio::spawn(intake.run(end_intake.clone()));
@@ -188,7 +197,13 @@ pub async fn run(
         tracing::error!("the pull loop panicked");
     }
     tracing::info!(worker = %worker.id, running = worker.running.count(), "draining");
-    drain::drain(&worker, &attempts, grace, &stop).await;
+    // Both have the whole grace; what is stopped now ends both.
+    tokio::join!(drain::drain(&worker, &attempts, grace, &stop), async {
+        tokio::select! {
+            () = functions.leave(grace) => {}
+            () = worker.stop_now.cancelled() => functions.leave(Duration::ZERO).await,
+        }
+    });
     end_services.cancel();
     services.close();
     services.wait().await;
@@ -273,23 +288,85 @@ async fn allowed_runtimes(
                 };
                 runtimes.insert("process", Arc::new(ProcessRuntime::new(process).await?));
             }
-            RuntimeName::Docker | RuntimeName::Containers => {
-                if *name == RuntimeName::Containers && !docker::found(&config.containers).await {
-                    continue;
+            RuntimeName::Docker => add_docker(js, config, own, &mut runtimes).await?,
+            RuntimeName::Containerd => add_containerd(js, config, own, &mut runtimes).await?,
+            RuntimeName::Containers => {
+                if docker::found(&config.containers).await {
+                    add_docker(js, config, own, &mut runtimes).await?;
                 }
-                let docker = DockerConfig {
-                    settings: config.containers.clone(),
-                    fleet: stores::fleet(js, config).await.map_err(WorkerError::Inbox)?,
-                    worker: own.id.clone(),
-                    instance: own.instance.clone(),
-                    guard: config.guard.clone(),
-                };
-                runtimes.insert("docker", Arc::new(DockerRuntime::new(docker).await?));
+                if is_containerd_found(config).await {
+                    add_containerd(js, config, own, &mut runtimes).await?;
+                }
             }
         }
     }
     Ok((calls, runtimes))
 }
+
+/// One that is there already is as good: its engine may have been named and found.
+async fn add_docker(
+    js: &JetStream,
+    config: &Config,
+    own: &Identity,
+    runtimes: &mut Runtimes,
+) -> Result<(), WorkerError> {
+    if runtimes.contains_key("docker") {
+        return Ok(());
+    }
+    let docker = DockerConfig {
+        settings: config.containers.clone(),
+        fleet: stores::fleet(js, config).await.map_err(WorkerError::Inbox)?,
+        worker: own.id.clone(),
+        instance: own.instance.clone(),
+        guard: config.guard.clone(),
+    };
+    runtimes.insert("docker", Arc::new(DockerRuntime::new(docker).await?));
+    Ok(())
+}
+
+#[cfg(feature = "containerd")]
+async fn is_containerd_found(config: &Config) -> bool {
+    runtime::containerd::found(&config.containers).await
+}
+
+#[cfg(not(feature = "containerd"))]
+async fn is_containerd_found(_config: &Config) -> bool {
+    false
+}
+
+/// The same of containerd.
+#[cfg(feature = "containerd")]
+async fn add_containerd(
+    js: &JetStream,
+    config: &Config,
+    own: &Identity,
+    runtimes: &mut Runtimes,
+) -> Result<(), WorkerError> {
+    use runtime::containerd::{ContainerdConfig, ContainerdRuntime};
+    if runtimes.contains_key("containerd") {
+        return Ok(());
+    }
+    let containerd = ContainerdConfig {
+        settings: config.containers.clone(),
+        fleet: stores::fleet(js, config).await.map_err(WorkerError::Inbox)?,
+        worker: own.id.clone(),
+        instance: own.instance.clone(),
+        guard: config.guard.clone(),
+    };
+    runtimes.insert("containerd", Arc::new(ContainerdRuntime::new(containerd).await?));
+    Ok(())
+}
+
+#[cfg(not(feature = "containerd"))]
+async fn add_containerd(
+    _js: &JetStream,
+    _config: &Config,
+    _own: &Identity,
+    _runtimes: &mut Runtimes,
+) -> Result<(), WorkerError> {
+    Err(WorkerError::WithoutContainerd)
+}
+
 
 /// Tells the registry at once when a runtime goes down or comes back.
 async fn follow_trouble(worker: Arc<Worker>, stop: CancellationToken) {

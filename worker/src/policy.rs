@@ -13,11 +13,14 @@ use schemas::{Bytes, Code, Cpu, Limit};
 use crate::image::ImageName;
 use crate::runtime::{Bounds, StartError};
 
+/// Network of functions unless their definition says otherwise: the engine's own way out, and in.
+pub const FUNCTION_NETWORK: &str = "bridge";
+
 /// What a container must never see of the machine, with all below it: whoever can write there, or read, has the machine.
 const CLOSED: [&str; 3] = ["/proc", "/sys", "/dev"];
 
 /// Where engines listen, or keep what they run: whoever reaches one of these has the machine. `*` is one part.
-const ENGINES: [&str; 24] = [
+const ENGINES: [&str; 25] = [
     "/run/docker.sock",
     "/run/docker",
     "/run/containerd",
@@ -26,6 +29,7 @@ const ENGINES: [&str; 24] = [
     "/run/libvirt",
     "/run/k3s",
     "/run/shoal",
+    "/var/lib/shoal/instances",
     "/run/buildkit",
     "/run/cri-dockerd.sock",
     "/run/dockershim.sock",
@@ -82,6 +86,9 @@ pub struct Policy {
     pub images: Option<Vec<String>>,
     /// Networks beside `none` and the worker's own default.
     pub networks: Vec<String>,
+    /// Networks of functions, which must be called by somebody and so never have `none`. Absent: the engine's `bridge`;
+    /// empty: none, and so no functions.
+    pub function_networks: Option<Vec<String>>,
     /// Folders of this machine that may be mounted, with all below them.
     pub mounts: Vec<AllowedMount>,
     /// Capabilities that may be kept, as `NET_BIND_SERVICE`.
@@ -123,6 +130,32 @@ impl Policy {
     pub fn check(&self, settings: &ContainerSettings, container: &Container) -> Result<(), StartError> {
         self.check_image(&container.image)?;
         self.check_network(&settings.network, container.network.as_deref())?;
+        self.check_rest(settings, container)
+    }
+
+    /// Whether an instance of a function may run here. Its networks are a list of their own: tasks have none by default,
+    /// while a function that nobody reaches is of no use.
+    pub fn check_function(&self, settings: &ContainerSettings, container: &Container) -> Result<(), StartError> {
+        self.check_image(&container.image)?;
+        let network = container.network.as_deref().unwrap_or(FUNCTION_NETWORK);
+        refuse_joining(network)?;
+        let allowed = match &self.function_networks {
+            Some(networks) => networks.iter().any(|allowed| allowed == network),
+            None => network == FUNCTION_NETWORK,
+        };
+        if network == "shared" || network == "host" {
+            let message = format!("a function needs an address of its own, which the network `{network}` has not");
+            return Err(StartError::Refused { code: Code::PolicyForbidden, message });
+        }
+        // What has no network is no danger; that it has no address either is told by who looks for it.
+        if !allowed && network != "none" {
+            return forbidden(&format!("the network `{network}` to functions"), "--function-networks", network);
+        }
+        self.check_rest(settings, container)
+    }
+
+    /// All but image and network.
+    fn check_rest(&self, settings: &ContainerSettings, container: &Container) -> Result<(), StartError> {
         self.mounts(settings, container)?;
         for name in &container.capabilities {
             let bare = |allowed: &String| allowed.to_ascii_uppercase().trim_start_matches("CAP_") == *name;
@@ -164,11 +197,7 @@ impl Policy {
 
     fn check_network(&self, default: &str, asked: Option<&str>) -> Result<(), StartError> {
         let network = asked.unwrap_or(default);
-        // Another container's namespace, whoever's it is: no flag allows that.
-        if network.contains(':') {
-            let message = format!("this worker forbids the network `{network}`: it is another container's");
-            return Err(StartError::Refused { code: Code::PolicyForbidden, message });
-        }
+        refuse_joining(network)?;
         if network == "none" || network == default || self.networks.iter().any(|allowed| allowed == network) {
             return Ok(());
         }
@@ -196,6 +225,15 @@ impl Policy {
         };
         Ok(Mount { source: path.to_owned(), target: mount.target.clone(), read_only })
     }
+}
+
+/// Another container's namespace, whoever's it is: no flag allows that.
+fn refuse_joining(network: &str) -> Result<(), StartError> {
+    if !network.contains(':') {
+        return Ok(());
+    }
+    let message = format!("this worker forbids the network `{network}`: it is another container's");
+    Err(StartError::Refused { code: Code::PolicyForbidden, message })
 }
 
 fn forbidden<T>(what: &str, flag: &str, value: &str) -> Result<T, StartError> {
@@ -508,6 +546,33 @@ mod tests {
         let settings = ContainerSettings { network: "bridge".into(), ..ContainerSettings::default() };
         assert_eq!(check(&settings, &Container::new("alpine")), None);
         assert_eq!(check(&settings, &Container { network: Some("bridge".into()), ..Container::new("alpine") }), None);
+    }
+
+    #[test]
+    fn functions_have_networks_of_their_own_list() {
+        let check = |networks: Option<&[&str]>, asked: Option<&str>| {
+            let function_networks = networks.map(|all| all.iter().map(|name| (*name).to_owned()).collect());
+            let settings = with_policy(Policy { function_networks, ..Policy::default() });
+            let container = Container { network: asked.map(str::to_owned), ..Container::new("alpine") };
+            refusal(settings.policy.check_function(&settings, &container), Code::PolicyForbidden)
+        };
+        assert_eq!(check(None, None), None, "out of the box");
+        assert_eq!(check(None, Some("bridge")), None);
+        assert_eq!(check(Some(&["backend"]), Some("backend")), None);
+        for (networks, asked, words) in [
+            (None, Some("backend"), "`--function-networks backend`"),
+            (Some(&["backend"][..]), None, "`--function-networks bridge`"),
+            (Some(&[]), Some("bridge"), "`--function-networks bridge`"),
+            (Some(&["host", "shared"]), Some("host"), "an address of its own"),
+            (Some(&["host", "shared"]), Some("shared"), "an address of its own"),
+            (Some(&["container:abc"]), Some("container:abc"), "another container's"),
+        ] {
+            let message = check(networks, asked).expect("forbidden");
+            assert!(message.contains(words), "{message}");
+        }
+        let settings = with_policy(Policy { images: Some(Vec::new()), ..Policy::default() });
+        let image = settings.policy.check_function(&settings, &Container::new("alpine"));
+        assert!(refusal(image, Code::PolicyForbidden).is_some(), "every other rule is the same");
     }
 
     #[test]

@@ -287,9 +287,9 @@ pub enum RuntimeError {
         what: &'static str,
     },
     /// Nothing of that start id is known.
-    #[error("nothing runs under the start id {start}")]
+    #[error("nothing runs under the id {start}")]
     NotFound {
-        /// The id asked for.
+        /// The id asked for; of a container the beginning of its id.
         start: StartId,
     },
     /// The workload was lost with the engine behind the runtime: how it would have ended is not known.

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use schemas::{AgentId, StartId};
 
 use crate::runtime::Job;
+use crate::runtime::instances::Launch;
 
 /// The fleet: what tells it from every other one.
 pub const FLEET: &str = "shoal.fleet";
@@ -28,10 +29,17 @@ pub const KIND: &str = "shoal.kind";
 /// `true` where it may be killed once nobody keeps it alive.
 pub const MORTAL: &str = "shoal.mortal";
 
+/// The function of an instance.
+pub const FUNCTION: &str = "shoal.function";
+/// Which of the function's instances.
+pub const INDEX: &str = "shoal.index";
+/// What the instance was made of: [`schemas::Function::spec`].
+pub const SPEC: &str = "shoal.spec";
+
 /// [`KIND`] of what runs a task.
 pub const TASK_KIND: &str = "task";
-/// [`KIND`] of what outlives its worker.
-pub const LASTING_KIND: &str = "function";
+/// [`KIND`] of an instance of a function. It is of no life of the worker: guard, sweeps and the worker's end leave it alone.
+pub const FUNCTION_KIND: &str = "function";
 
 /// Longest name that is made; engines take more, host names and people do not.
 const LONGEST_NAME: usize = 128;
@@ -59,6 +67,18 @@ impl Owner {
         labels.get(FLEET) == Some(&self.fleet) && labels.get(WORKER).is_some_and(|w| w == self.worker.as_str())
     }
 
+    /// The same for instances of functions alone.
+    pub fn instance_filters(&self) -> HashMap<String, Vec<String>> {
+        let mut filters = self.filters();
+        filters.entry("label".to_owned()).or_default().push(format!("{KIND}={FUNCTION_KIND}"));
+        filters
+    }
+
+    /// Whether it is an instance of a function that this worker made.
+    pub fn owns_instance(&self, labels: &HashMap<String, String>) -> bool {
+        self.owns(labels) && labels.get(KIND).is_some_and(|kind| kind == FUNCTION_KIND)
+    }
+
     /// Whether it is of this life.
     pub fn is_of_this_life(&self, labels: &HashMap<String, String>) -> bool {
         labels.get(INSTANCE) == Some(&self.instance)
@@ -72,7 +92,7 @@ impl Owner {
         labels: &HashMap<String, String>,
         created: Option<i64>,
     ) -> bool {
-        if !self.owns(labels) {
+        if !self.owns(labels) || self.owns_instance(labels) {
             return false;
         }
         if !self.is_of_this_life(labels) {
@@ -104,6 +124,22 @@ pub fn task_labels(owner: &Owner, job: &Job, mortal: bool) -> HashMap<String, St
     labels
 }
 
+/// Labels of a function's instance. It has no [`INSTANCE`]: it outlives the life that made it.
+pub fn instance_labels(owner: &Owner, launch: &Launch) -> HashMap<String, String> {
+    let mut labels = own_labels(owner, FUNCTION_KIND);
+    labels.remove(INSTANCE);
+    let of_launch = [
+        (FUNCTION, launch.function.to_string()),
+        (INDEX, launch.index.to_string()),
+        (START, launch.start.to_string()),
+        (SPEC, launch.spec.clone()),
+        (NAME, format!("{}.{}", launch.function, launch.index)),
+        (MORTAL, false.to_string()),
+    ];
+    labels.extend(of_launch.map(|(name, value)| (name.to_owned(), value)));
+    labels
+}
+
 /// Labels of anything else that the worker makes.
 pub fn own_labels(owner: &Owner, kind: &str) -> HashMap<String, String> {
     let labels = [
@@ -122,6 +158,12 @@ pub fn container_name(job: &Job) -> String {
     // All of it is ASCII by now.
     name.truncate(LONGEST_NAME - 1 - start.len());
     format!("{name}-{start}")
+}
+
+/// `shoal-<function>-<index>-<start>`.
+pub fn instance_name(launch: &Launch) -> String {
+    // Of bounded length, each of them.
+    clean(&format!("shoal-{}-{}-{}", launch.function, launch.index, launch.start))
 }
 
 /// Only what engines take in names, whatever ids may one day hold.

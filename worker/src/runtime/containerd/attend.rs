@@ -140,7 +140,7 @@ pub(super) async fn wait(engine: &Engine, id: &str) -> Result<WaitResponse, Stri
 }
 
 /// Looks again and again; never completes. Cancel safe.
-async fn follow(meter: &Meter) {
+pub(super) async fn follow(meter: &Meter) {
     let mut pause = FIRST_LOOK;
     loop {
         tokio::time::sleep(pause).await;

@@ -16,6 +16,7 @@ use super::engine::{Engine, PATIENCE, ours};
 use super::groups::Span;
 use super::image::{Image, Images, Unfit};
 use super::input::{self, Pipes};
+use super::instances::Kept;
 use super::labels::container_id;
 use super::spec::check_limits;
 use super::status::{is_unreachable, start_refused, words};
@@ -49,6 +50,7 @@ pub(super) struct Core {
     pub(super) keeper: Keeper,
     pub(super) images: Images,
     users: Users,
+    pub(super) kept: Kept,
 }
 
 impl Core {
@@ -58,6 +60,7 @@ impl Core {
         Self {
             images: Images::new(engine.clone()),
             users: Users::default(),
+            kept: Kept::default(),
             keeper: Keeper::start(config.guard, target, owner.clone()).await,
             engine,
             settings: config.settings,

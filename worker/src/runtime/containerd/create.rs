@@ -204,8 +204,8 @@ impl Maker<'_> {
             container_id: wish.id.clone(),
             rootfs,
             stdin: if has_stdin { beside.stdin() } else { String::new() },
-            stdout: beside.stdout(),
-            stderr: beside.stderr(),
+            stdout: if wish.to_files { beside.log("stdout") } else { beside.stdout() },
+            stderr: if wish.to_files { beside.log("stderr") } else { beside.stderr() },
             ..CreateTaskRequest::default()
         };
         let created = engine.ask(PATIENCE, engine.tasks().create(ours(request))).await.map_err(refused)?;

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use crate::runtime::container::labels::Owner;
+use crate::runtime::container::usage::Group;
 
 /// Where the kernel shows them.
 const ROOT: &str = "/sys/fs/cgroup";
@@ -151,6 +152,26 @@ pub(super) fn kill(path: &str) {
             let _ = std::fs::write(folder.join("freezer.state"), "THAWED");
         }
     }
+}
+
+/// The files of the group at `path`, if it is there: what is measured in it.
+pub(super) fn files(path: &str) -> Option<Group> {
+    let below = |root: PathBuf| Some(root.join(path.trim_start_matches('/'))).filter(|folder| folder.is_dir());
+    if Path::new(ROOT).join("cgroup.controllers").exists() {
+        return below(ROOT.into()).map(Group::V2);
+    }
+    let of = |controller: &str| {
+        let roots = std::fs::read_dir(ROOT).into_iter().flatten().flatten();
+        let is_of = |name: &std::ffi::OsStr| name.to_str().is_some_and(|name| name.split(',').any(|one| one == controller));
+        roots.filter(|entry| is_of(&entry.file_name())).find_map(|entry| below(entry.path()))
+    };
+    Some(Group::V1 { memory: of("memory")?, cpu: of("cpuacct")?, pids: of("pids")? })
+}
+
+/// Removes the group at `path` if there is nothing in it.
+pub(super) fn remove_empty(path: &str) {
+    // Whatever is in it keeps it.
+    folders(path).into_iter().for_each(|folder| drop(std::fs::remove_dir(folder)));
 }
 
 /// Removes the group at `path` and those below it, as far as nothing is in them.

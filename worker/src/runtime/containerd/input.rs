@@ -14,6 +14,10 @@ use crate::runtime::Started;
 
 /// Of one container, by its id: FIFOs, and the files that every container has in `/etc`.
 const FOLDER: &str = "/run/shoal/containers";
+/// Output of those that outlive their worker.
+const LOGS: &str = "/var/lib/shoal/instances";
+/// The file with its address.
+const ADDRESS: &str = "address";
 /// Held of each stream while nobody reads.
 const HELD: usize = 64 << 10;
 /// How long a stream may stay open after the end of the container.
@@ -63,13 +67,30 @@ impl Beside {
         Ok(Pipes { stdout: open(self.stdout())?, stderr: open(self.stderr())? })
     }
 
-    /// Makes the folder with plain files to be appended to.
+    /// Makes the folder, and elsewhere plain files to be appended to.
     pub(super) fn make_files(&self) -> io::Result<()> {
         self.make_folder()?;
-        for path in [self.stdout(), self.stderr()] {
+        std::fs::create_dir_all(LOGS)?;
+        std::fs::set_permissions(LOGS, std::fs::Permissions::from_mode(0o700))?;
+        std::fs::create_dir(self.logs())?;
+        for path in [self.log("stdout"), self.log("stderr")] {
             std::fs::OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
         }
         Ok(())
+    }
+
+    /// Where the output goes of a container that outlives its worker: memory is no place for it.
+    fn logs(&self) -> PathBuf {
+        Path::new(LOGS).join(self.0.file_name().unwrap_or_default())
+    }
+
+    pub(super) fn log(&self, name: &str) -> String {
+        self.logs().join(name).to_string_lossy().into_owned()
+    }
+
+    /// The address that it was given.
+    pub(super) fn address(&self) -> Option<std::net::IpAddr> {
+        std::fs::read_to_string(self.0.join(ADDRESS)).ok()?.trim().parse().ok()
     }
 
     fn make_folder(&self) -> io::Result<()> {
@@ -91,6 +112,9 @@ impl Beside {
             // Where there is no network nobody is to be asked.
             false => String::new(),
         };
+        if let Some(address) = address {
+            std::fs::write(self.0.join(ADDRESS), address.to_string())?;
+        }
         for (name, text) in [("hosts", hosts), ("hostname", format!("{hostname}\n")), ("resolv.conf", resolv)] {
             let path = self.0.join(name);
             std::fs::write(&path, text)?;
@@ -101,13 +125,8 @@ impl Beside {
 
     /// What is gone already is gone.
     pub(super) fn remove(&self) -> io::Result<()> {
+        crate::folder::remove_tree(&self.logs())?;
         crate::folder::remove_tree(&self.0)
-    }
-
-    /// The ids of all containers that have files.
-    pub(super) fn all() -> Vec<String> {
-        let entries = std::fs::read_dir(FOLDER).into_iter().flatten().flatten();
-        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
     }
 
     /// Writes all of it and says that there is no more, as far as our end goes. A container need not read.

@@ -31,6 +31,7 @@ use crate::objects;
 use crate::runtime::container::files::{self, RESULT, Take, prefixes, replace, take_result, unpack};
 use crate::runtime::container::jobs::Known;
 use crate::runtime::container::labels;
+use crate::runtime::instances::Instances;
 use crate::runtime::{Exit, Job, Listed, Runtime, RuntimeError, StartError, Started, Status, Surroundings};
 
 /// For everything that is left at the end.
@@ -427,6 +428,10 @@ impl Runtime for ContainerdRuntime {
             undone("remove", removed)
         }
         .boxed()
+    }
+
+    fn instances(&self) -> Option<&dyn Instances> {
+        Some(self)
     }
 
     fn keep_alive(&self, until: Instant) {

@@ -1,6 +1,5 @@
 //! What nobody owns any more is removed: what an earlier life of this worker left, and what this one lost sight of.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use containerd_client::services::v1::{Container as Record, ListContainersRequest};
@@ -11,7 +10,7 @@ use schemas::StartId;
 use super::engine::{Engine, PATIENCE, ours};
 use super::undo::undo;
 use super::{groups, namespace, network};
-use crate::runtime::container::labels::{FLEET, KIND, LASTING_KIND, Owner, WORKER};
+use crate::runtime::container::labels::{FLEET, Owner, WORKER};
 
 /// Removals at once.
 const AT_ONCE: usize = 8;
@@ -25,11 +24,6 @@ pub(super) async fn records(engine: &Engine, owner: &Owner) -> Result<Vec<Record
     let found = engine.ask(PATIENCE, engine.containers().list(ours(request))).await?.containers;
     // The engine filters well, but removing is for good.
     Ok(found.into_iter().filter(|record| owner.owns(&record.labels)).collect())
-}
-
-/// Whether it outlives its worker: no sweep takes it.
-pub(super) fn is_lasting(labels: &HashMap<String, String>) -> bool {
-    labels.get(KIND).is_some_and(|kind| kind == LASTING_KIND)
 }
 
 /// How much a sweep removed.
@@ -50,9 +44,7 @@ pub(super) async fn sweep(
 ) -> Result<Swept, Status> {
     let created = |record: &Record| record.created_at.as_ref().map(|at| at.seconds);
     let found = records(engine, owner).await?.into_iter();
-    let left = found.filter(|record| {
-        !is_lasting(&record.labels) && owner.is_left(live, grace, &record.labels, created(record))
-    });
+    let left = found.filter(|record| owner.is_left(live, grace, &record.labels, created(record)));
     let swept = remove(engine, left.map(|record| record.id).collect()).await;
     for life in groups::other_lives(owner) {
         groups::kill(&life);
@@ -70,13 +62,15 @@ pub(super) async fn sweep(
 /// Removes everything of this life; how much there was.
 pub(super) async fn remove_all(engine: &Engine, owner: &Owner) -> Result<Swept, Status> {
     let found = records(engine, owner).await?.into_iter();
-    let ids = found.filter(|record| !is_lasting(&record.labels) && owner.is_of_this_life(&record.labels));
+    let ids = found.filter(|record| !owner.owns_instance(&record.labels) && owner.is_of_this_life(&record.labels));
     let swept = remove(engine, ids.map(|record| record.id).collect()).await;
     if swept.refused == 0 {
         if let Err(error) = namespace::remove(&network::shared(owner)) {
             tracing::warn!(%error, "a network namespace is left");
         }
         groups::remove(&groups::of_life(owner));
+        groups::remove_empty(&format!("{}/lasting", groups::of_worker(owner)));
+        groups::remove_empty(&groups::of_worker(owner));
     }
     Ok(swept)
 }

@@ -24,7 +24,7 @@ use crate::runtime::Exit;
 /// The engine may learn of the kernel's kill a moment after the end itself: asked so often, with this pause before each.
 const OOM_IS_TOLD: (u32, Duration) = (20, Duration::from_millis(50));
 /// After an answer that makes no sense.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
+pub(super) const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 pub(super) struct Attendant {
     pub(super) core: Arc<Core>,
@@ -186,24 +186,9 @@ impl Attendant {
         !by_others && !self.core.engine.facts().live_restore && self.core.engine.is_leaving(patience).await
     }
 
-    async fn exit(&self, mut state: ContainerState) -> Exit {
-        let killed = |state: &ContainerState| state.exit_code == Some(137) && state.oom_killed != Some(true);
-        let (times, pause) = OOM_IS_TOLD;
-        let mut memory = None;
-        for _ in 0..times {
-            if !killed(&state) || self.known.placed().stopped {
-                break;
-            }
-            tokio::time::sleep(pause).await;
-            let inspect = self.core.engine.docker.inspect_container(&self.known.name, None);
-            match self.core.engine.ask(PATIENCE, inspect).await {
-                Ok(found) => {
-                    memory = found.host_config.and_then(|host| host.memory).and_then(|bytes| u64::try_from(bytes).ok());
-                    state = found.state.unwrap_or(state);
-                }
-                Err(_) => break,
-            }
-        }
+    async fn exit(&self, state: ContainerState) -> Exit {
+        let is_stopped = || self.known.placed().stopped;
+        let (state, memory) = settled(&self.core.engine, &self.known.name, state, is_stopped).await;
         if let Some(error) = state.error.as_deref().filter(|error| !error.is_empty()) {
             self.notes.say(&format!("the engine says: {error}")).await;
         }
@@ -226,7 +211,33 @@ impl Attendant {
     }
 }
 
+/// How it ended, once the engine has heard of the kernel's kill if there was one; and its bound of memory where it had to
+/// be asked for.
+pub(super) async fn settled(
+    engine: &Engine,
+    name: &str,
+    mut state: ContainerState,
+    is_stopped: impl Fn() -> bool,
+) -> (ContainerState, Option<u64>) {
+    let (times, pause) = OOM_IS_TOLD;
+    let mut memory = None;
+    for _ in 0..times {
+        if state.exit_code != Some(137) || state.oom_killed == Some(true) || is_stopped() {
+            break;
+        }
+        tokio::time::sleep(pause).await;
+        match engine.ask(PATIENCE, engine.docker.inspect_container(name, None)).await {
+            Ok(found) => {
+                memory = found.host_config.and_then(|host| host.memory).and_then(|bytes| u64::try_from(bytes).ok());
+                state = found.state.unwrap_or(state);
+            }
+            Err(_) => break,
+        }
+    }
+    (state, memory)
+}
+
 /// The signal that an exit code stands for.
-fn signal(code: i32) -> Option<i32> {
+pub(super) fn signal(code: i32) -> Option<i32> {
     (129..=159).contains(&code).then(|| code - 128)
 }

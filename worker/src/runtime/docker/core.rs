@@ -1,33 +1,35 @@
 //! What the runtime is made of, and the start of a container: each step is undone if a later one fails.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use bollard::container::AttachContainerResults;
 use bollard::errors::Error;
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, ListContainersOptionsBuilder, RemoveContainerOptionsBuilder,
 };
-use schemas::task::{PullPolicy, WORK_FOLDER};
+use schemas::task::{Container, PullPolicy, WORK_FOLDER};
 use schemas::{StartId, Workload};
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::attend::{Attendant, attach};
-use super::create::{Plan, check_limits};
+use super::create::{Plan, Work, check_limits};
 use super::engine::{Engine, LEAVES_WITHIN, PATIENCE};
-use crate::runtime::container::jobs::{Jobs, Known};
-use crate::runtime::container::guard::Target;
-use crate::runtime::container::keeper::Keeper;
-use crate::runtime::container::labels::{Owner, container_name, task_labels};
+use super::instances::Kept;
+use super::labels::{Owner, container_name, task_labels};
 use super::network::Holder;
 use super::pull::Images;
 use super::refusal::{attach_refused, create_refused, is_unreachable, start_refused, status, words};
 use super::sweep::sweep;
 use super::{DockerConfig, NAME, files, output};
 use crate::policy::ContainerSettings;
+use crate::runtime::container::guard::Target;
+use crate::runtime::container::jobs::{Jobs, Known};
+use crate::runtime::container::keeper::Keeper;
 use crate::runtime::{Job, StartError, Started};
 
 /// Between two tries to remove what the engine is busy with.
@@ -49,7 +51,10 @@ pub(super) struct Core {
     /// Nothing starts any more, and what runs ends.
     pub(super) closed: CancellationToken,
     pub(super) keeper: Keeper,
-    images: Images,
+    pub(super) kept: Kept,
+    /// Instances that could not be taken back yet, by name, and since when.
+    pub(super) undone: Mutex<HashMap<String, Instant>>,
+    pub(super) images: Images,
     holder: Holder,
     /// The engine sees this machine's folders; until it turns out that it does not.
     binds: AtomicBool,
@@ -68,6 +73,8 @@ impl Core {
             settings: config.settings,
             owner,
             jobs: Jobs::default(),
+            kept: Kept::default(),
+            undone: Mutex::default(),
             attendants: TaskTracker::new(),
             closed: CancellationToken::new(),
             binds: AtomicBool::new(binds),
@@ -151,23 +158,14 @@ impl Core {
         };
         let policy = &self.settings.policy;
         policy.check(&self.settings, container)?;
-        if !container.mounts.is_empty() && !self.engine.is_local() {
-            // Where a link leads there cannot be seen from here, and so not judged.
-            let message = "this worker's engine is on another machine, so it allows no mounts".to_owned();
-            return Err(StartError::Refused { code: schemas::Code::PolicyForbidden, message });
-        }
+        self.check_mounts(container)?;
         let facts = self.engine.facts();
         for warning in check_limits(&job.limits, &self.settings.limits, &facts)? {
             job.notes.say(&warning).await;
         }
         let gave_up = || StartError::Failed { what: "the start was given up".to_owned(), source: None };
         let preparing = async {
-            let pull = match (self.settings.pull, container.pull) {
-                // The operator's `never` wins over any task.
-                (PullPolicy::Never, _) => PullPolicy::Never,
-                (default, asked) => asked.unwrap_or(default),
-            };
-            let image = self.images.ensure(&container.image, pull, &job.notes).await?;
+            let image = self.images.ensure(&container.image, self.pull_policy(container), &job.notes).await?;
             let network = match container.network.as_deref().unwrap_or(&self.settings.network) {
                 "shared" => self.holder.ensure(&self.engine).await?,
                 network => network.to_owned(),
@@ -179,15 +177,17 @@ impl Core {
         let mounts = policy.mounts(&self.settings, container)?;
         let working_dir = container.working_dir.clone().or(image.working_dir);
         let working_dir = working_dir.unwrap_or_else(|| WORK_FOLDER.to_owned());
+        let binds = self.binds.load(Ordering::Relaxed);
         let mut plan = Plan {
-            job,
             container,
+            env: job.env.iter().map(|(name, value)| format!("{name}={value}")).collect(),
+            limits: &job.limits,
             image: &image.id,
-            working_dir: &working_dir,
+            working_dir: Some(&working_dir),
             labels: task_labels(&self.owner, job, job.alive_until.is_some()),
             network: &network,
             mounts: &mounts,
-            bind: self.binds.load(Ordering::Relaxed),
+            work: if binds { Work::Bound(&job.folder) } else { Work::Copied },
             facts: &facts,
         };
         if let Some(until) = job.alive_until {
@@ -195,8 +195,8 @@ impl Core {
         }
         // No request from here on is broken off half way: what the engine made of it would not be known.
         *is_made = true;
-        self.create(&mut plan, known).await?;
-        known.place(working_dir.clone(), plan.bind);
+        self.create(&mut plan, job, known).await?;
+        known.place(working_dir.clone(), matches!(plan.work, Work::Bound(_)));
         if given_up.is_cancelled() {
             return Err(gave_up());
         }
@@ -214,26 +214,48 @@ impl Core {
             let why = "the lease of the task ended while its container was being made".to_owned();
             return Err(StartError::Unavailable { runtime: NAME, why });
         }
-        let started = self.engine.ask(PATIENCE, self.engine.docker.start_container(&known.name, None)).await;
-        if let Err(error) = started {
-            return Err(match start_refused(error, container) {
-                StartError::Failed { source, .. } if self.engine.is_leaving(LEAVES_WITHIN).await => {
-                    let why = source.map_or_else(String::new, |source| format!(": {source}"));
-                    StartError::Unsure { runtime: NAME, why: format!("the engine was being stopped{why}") }
-                }
-                refused => refused,
-            });
-        }
+        self.start_created(&known.name, container).await?;
         known.started();
         Ok((attached, container.stdin.clone()))
     }
 
+    /// Where a link leads on another machine cannot be seen from here, and so not judged.
+    pub(super) fn check_mounts(&self, container: &Container) -> Result<(), StartError> {
+        if container.mounts.is_empty() || self.engine.is_local() {
+            return Ok(());
+        }
+        let message = "this worker's engine is on another machine, so it allows no mounts".to_owned();
+        Err(StartError::Refused { code: schemas::Code::PolicyForbidden, message })
+    }
+
+    /// The operator's `never` wins over any task.
+    pub(super) fn pull_policy(&self, container: &Container) -> PullPolicy {
+        match (self.settings.pull, container.pull) {
+            (PullPolicy::Never, _) => PullPolicy::Never,
+            (default, asked) => asked.unwrap_or(default),
+        }
+    }
+
+    /// The last step of a start.
+    pub(super) async fn start_created(&self, name: &str, container: &Container) -> Result<(), StartError> {
+        let started = self.engine.ask(PATIENCE, self.engine.docker.start_container(name, None)).await;
+        let Err(error) = started else { return Ok(()) };
+        Err(match start_refused(error, container) {
+            StartError::Failed { source, .. } if self.engine.is_leaving(LEAVES_WITHIN).await => {
+                let why = source.map_or_else(String::new, |source| format!(": {source}"));
+                StartError::Unsure { runtime: NAME, why: format!("the engine was being stopped{why}") }
+            }
+            refused => refused,
+        })
+    }
+
     /// Creates it with its work folder: bound, or copied where the engine does not see ours.
-    async fn create(&self, plan: &mut Plan<'_>, known: &Known) -> Result<(), StartError> {
+    async fn create(&self, plan: &mut Plan<'_>, job: &Job, known: &Known) -> Result<(), StartError> {
         let (engine, container) = (&self.engine, plan.container);
-        if plan.bind {
-            files::open_to_all(&plan.job.folder).map_err(|source| StartError::Failed {
-                what: format!("the work folder {} cannot be opened to the container", plan.job.folder.display()),
+        let is_bound = |plan: &Plan<'_>| matches!(plan.work, Work::Bound(_));
+        if is_bound(plan) {
+            files::open_to_all(&job.folder).map_err(|source| StartError::Failed {
+                what: format!("the work folder {} cannot be opened to the container", job.folder.display()),
                 source: Some(source),
             })?;
         }
@@ -242,20 +264,20 @@ impl Core {
             engine.docker.create_container(Some(options), plan.body())
         };
         let mut created = engine.ask(PATIENCE, request(plan)).await;
-        if plan.bind && created.as_ref().is_err_and(|error| sees_not(error, plan.job)) {
+        if is_bound(plan) && created.as_ref().is_err_and(|error| sees_not(error, job)) {
             tracing::info!("the engine does not see this machine's folders: files are copied");
             self.binds.store(false, Ordering::Relaxed);
-            plan.bind = false;
+            plan.work = Work::Copied;
             created = engine.ask(PATIENCE, request(plan)).await;
         }
         let created = created.map_err(|error| create_refused(error, container))?;
         for warning in created.warnings.iter().filter(|warning| !warning.is_empty()) {
             tracing::debug!(name = known.name, warning, "the engine warns");
         }
-        if !plan.bind && container.read_only {
+        if !is_bound(plan) && container.read_only {
             // The folder is a volume there, which the engine makes root's own and nobody can open.
-            plan.job.notes.say("the image is read-only on an engine elsewhere: only root can write to /shoal").await;
-        } else if !plan.bind {
+            job.notes.say("the image is read-only on an engine elsewhere: only root can write to /shoal").await;
+        } else if !is_bound(plan) {
             files::make_folder(engine, &known.name).await.map_err(|error| create_refused(error, container))?;
         }
         Ok(())
@@ -303,6 +325,7 @@ impl Core {
 
     /// Removes what nobody owns. An engine that is down is swept when it is back. Cancel safe.
     pub(super) async fn sweep(&self) {
+        self.take_back_undone().await;
         let live = |start: &StartId| self.jobs.is_live(start);
         match self.engine.ask(SWEEP_PATIENCE, sweep(&self.engine.docker, &self.owner, &live, SWEEP_GRACE)).await {
             Ok(swept) if swept.is_nothing() => {}

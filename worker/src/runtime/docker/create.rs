@@ -1,6 +1,7 @@
-//! A job as the engine's request to create its container. Pure.
+//! A job, or an instance of a function, as the engine's request to create its container. Pure.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use bollard::models::{
     ContainerCreateBody, HealthConfig, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, Mount, MountType,
@@ -10,27 +11,39 @@ use schemas::task::{Container, WORK_FOLDER};
 use schemas::{Bytes, Limit};
 
 use super::engine::Facts;
-use crate::runtime::{Bounds, Job, StartError};
+use crate::runtime::{Bounds, StartError};
 
 /// Below this share of a CPU the engine's usual period is too short for the kernel.
 const LEAST_NANO_CPUS: i64 = 10_000_000;
 
-/// What is known beside the job itself.
+/// All that is known of a container to make.
 pub(super) struct Plan<'a> {
-    pub(super) job: &'a Job,
     pub(super) container: &'a Container,
+    /// Added to the image's, as `NAME=value`.
+    pub(super) env: Vec<String>,
+    pub(super) limits: &'a Bounds,
     /// What the engine knows the image by.
     pub(super) image: &'a str,
-    /// Where it runs.
-    pub(super) working_dir: &'a str,
+    /// Where it runs; `None` where the image says.
+    pub(super) working_dir: Option<&'a str>,
     pub(super) labels: HashMap<String, String>,
     /// As the engine calls it.
     pub(super) network: &'a str,
     /// Checked.
     pub(super) mounts: &'a [schemas::task::Mount],
-    /// The job's folder is the container's; else its files are copied.
-    pub(super) bind: bool,
+    pub(super) work: Work<'a>,
     pub(super) facts: &'a Facts,
+}
+
+/// The work folder.
+#[derive(Clone, Copy)]
+pub(super) enum Work<'a> {
+    /// None: it is no job.
+    None,
+    /// This folder is the container's.
+    Bound(&'a Path),
+    /// Files are copied.
+    Copied,
 }
 
 impl Plan<'_> {
@@ -42,9 +55,9 @@ impl Plan<'_> {
             image: Some(self.image.to_owned()),
             cmd: words(command),
             entrypoint: words(entrypoint),
-            env: Some(self.job.env.iter().map(|(name, value)| format!("{name}={value}")).collect()),
+            env: Some(self.env.clone()),
             user: user.clone(),
-            working_dir: Some(self.working_dir.to_owned()),
+            working_dir: self.working_dir.map(str::to_owned),
             labels: Some(self.labels.clone()),
             attach_stdin: Some(stdin.is_some()),
             open_stdin: Some(stdin.is_some()),
@@ -52,7 +65,7 @@ impl Plan<'_> {
             attach_stdout: Some(true),
             attach_stderr: Some(true),
             tty: Some(false),
-            // A job is judged by its exit; a check in the image would only run beside it.
+            // A job is judged by its exit, an instance by our own look; a check in the image would only run beside it.
             healthcheck: Some(HealthConfig { test: Some(vec!["NONE".to_owned()]), ..HealthConfig::default() }),
             host_config: Some(self.host()),
             ..ContainerCreateBody::default()
@@ -77,22 +90,22 @@ impl Plan<'_> {
             let covered = self.mounts.iter().any(|mount| mount.target.trim_end_matches('/') == "/tmp");
             host.tmpfs = (!covered).then(|| HashMap::from([("/tmp".to_owned(), "mode=1777".to_owned())]));
         }
-        bound(&mut host, &self.job.limits, self.facts);
+        bound(&mut host, self.limits, self.facts);
         host
     }
 
     fn mounts(&self) -> Vec<Mount> {
         let mut mounts: Vec<Mount> =
             self.mounts.iter().map(|mount| bind(&mount.source, &mount.target, mount.read_only)).collect();
-        if self.bind {
-            mounts.push(bind(&self.job.folder.to_string_lossy(), WORK_FOLDER, false));
-        } else if self.container.read_only {
+        match self.work {
+            Work::Bound(folder) => mounts.push(bind(&folder.to_string_lossy(), WORK_FOLDER, false)),
             // The image's files cannot be written to, so the folder is a volume that goes with the container.
-            mounts.push(Mount {
+            Work::Copied if self.container.read_only => mounts.push(Mount {
                 typ: Some(MountType::VOLUME),
                 target: Some(WORK_FOLDER.to_owned()),
                 ..Mount::default()
-            });
+            }),
+            Work::Copied | Work::None => {}
         }
         mounts
     }
@@ -173,8 +186,7 @@ pub(super) fn check_limits(limits: &Bounds, defaults: &Bounds, facts: &Facts) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::logs::Notes;
-    use schemas::{Cpu, QueueName, StartId, TaskId, TaskKey, Workload};
+    use schemas::Cpu;
 
     const ALL: Facts = Facts {
         version: None,
@@ -196,28 +208,16 @@ mod tests {
     }
 
     fn body(container: Container, bind: bool, limits: Bounds, facts: &Facts) -> ContainerCreateBody {
-        let job = Job {
-            start: StartId::new("s").unwrap(),
-            key: TaskKey::new(QueueName::new("q").unwrap(), TaskId::new("t").unwrap()),
-            attempt: 1,
-            env: [("A".to_owned(), "1 = one".to_owned())].into(),
-            workload: Workload::Container(container.clone()),
-            folder: "/work/s".into(),
-            result_file: "/work/s.result".into(),
-            artifacts: Vec::new(),
-            notes: Notes::nowhere(),
-            limits,
-            alive_until: None,
-        };
         let plan = Plan {
-            job: &job,
             container: &container,
+            env: vec!["A=1 = one".to_owned()],
+            limits: &limits,
             image: "sha256:abc",
-            working_dir: "/shoal",
+            working_dir: Some("/shoal"),
             labels: HashMap::new(),
             network: "none",
             mounts: &container.mounts,
-            bind,
+            work: if bind { Work::Bound(Path::new("/work/s")) } else { Work::Copied },
             facts,
         };
         plan.body()

@@ -85,7 +85,7 @@ impl Output {
         }
     }
 
-    async fn write(&mut self, piece: LogOutput) {
+    pub(super) async fn write(&mut self, piece: LogOutput) {
         let (to, bytes) = match piece {
             LogOutput::StdErr { message } => (&mut self.stderr, message),
             LogOutput::StdOut { message } | LogOutput::Console { message } => (&mut self.stdout, message),

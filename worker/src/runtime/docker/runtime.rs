@@ -25,6 +25,7 @@ use crate::runtime::container::jobs::Known;
 use crate::runtime::container::labels;
 use super::refusal::{is_unreachable, status};
 use super::{DockerConfig, DockerRuntimeError, NAME};
+use crate::runtime::instances::Instances;
 use crate::runtime::{Exit, Job, Listed, Runtime, RuntimeError, StartError, Started, Status, Surroundings};
 
 /// For everything that is left at the end.
@@ -40,7 +41,7 @@ const STOP_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs containers on one Docker engine.
 pub struct DockerRuntime {
-    core: Arc<Core>,
+    pub(super) core: Arc<Core>,
     /// What runs beside the jobs: the watch over the engine, the sweeps.
     services: TaskTracker,
     end_services: CancellationToken,
@@ -224,12 +225,12 @@ impl DockerRuntime {
     }
 }
 
-fn failed(what: &'static str, source: Error) -> RuntimeError {
+pub(super) fn failed(what: &'static str, source: Error) -> RuntimeError {
     RuntimeError::Engine { runtime: NAME, what, source: Box::new(source) }
 }
 
 /// The engine's word in ours.
-fn word(state: Option<ContainerSummaryStateEnum>, raw: Option<&str>) -> Status {
+pub(super) fn word(state: Option<ContainerSummaryStateEnum>, raw: Option<&str>) -> Status {
     use ContainerSummaryStateEnum as State;
     match state {
         Some(State::RUNNING | State::RESTARTING | State::STOPPING) => Status::Running,
@@ -248,6 +249,7 @@ impl Runtime for DockerRuntime {
         let facts = self.core.engine.facts();
         let words = [
             ("cpu_limit", facts.cpu_limit),
+            ("instances", true),
             ("keep_alive", self.core.keeper.is_guarded()),
             ("memory_limit", facts.memory_limit),
             ("network_none", true),
@@ -315,6 +317,10 @@ impl Runtime for DockerRuntime {
             }
         }
         .boxed()
+    }
+
+    fn instances(&self) -> Option<&dyn Instances> {
+        Some(self)
     }
 
     fn keep_alive(&self, until: Instant) {

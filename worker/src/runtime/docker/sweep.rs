@@ -40,7 +40,7 @@ impl Swept {
 }
 
 /// Removes every object of this worker that no start owns: all of its earlier lives, and of this life what runs a task
-/// that is not `live` and is older than `grace`. May be done again at any time, and beside another sweep.
+/// that is not `live` and is older than `grace`. Instances of functions stay: whoever keeps their records decides. May be done again at any time, and beside another sweep.
 pub async fn sweep(
     docker: &Docker,
     owner: &Owner,
@@ -95,7 +95,9 @@ pub(super) async fn is_inherited(
         Err(_) => return Ok(false),
     };
     let same = |name: &str| of_image.get(name) == labels.get(name);
-    Ok(of_image.contains_key(labels::INSTANCE) && same(labels::INSTANCE) && same(labels::START))
+    // An instance of a function has a start alone.
+    let is_of_ours = [labels::INSTANCE, labels::START].iter().any(|name| of_image.contains_key(*name));
+    Ok(is_of_ours && same(labels::INSTANCE) && same(labels::START))
 }
 
 /// The number of those that went well. What is gone already, or on its way, is as good.
