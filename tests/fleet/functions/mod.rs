@@ -2,6 +2,7 @@
 //! each test is skipped where there is none, which fails it in CI.
 
 mod calls;
+mod commands;
 mod ensure;
 mod pool;
 mod restarts;
