@@ -169,8 +169,8 @@ impl Pool {
         if !instance.takes_calls() {
             state.others.remove(&index);
             return match instance.error {
-                // One that lived may live again; what fails twice fails for all who wait, if there is nothing else.
-                Some(error) if instance.failures > 1 => {
+                // One that lived may live again; a start that failed fails for all who wait, if there is nothing else.
+                Some(error) if instance.start.is_none() => {
                     if state.seats.is_empty() && state.others.is_empty() {
                         for waiter in state.line.drain(..) {
                             // Who left the line hears nothing.

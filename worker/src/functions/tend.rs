@@ -123,7 +123,7 @@ async fn give_up(functions: &Functions, seat: &Seat, error: TaskError) -> Result
     seat.give_up(&functions.caller, Some(failed)).await
 }
 
-/// The record of a slot whose container is gone for this reason.
+/// The record of a slot whose container is gone for this reason. Its start stays where it had begun.
 pub fn failed(record: Instance, error: TaskError, failures: u32, now: schemas::Timestamp) -> Instance {
     let pause = RETRY.0.saturating_mul(1 << (failures.saturating_sub(1)).min(10)).min(RETRY.1);
     Instance {
@@ -132,7 +132,6 @@ pub fn failed(record: Instance, error: TaskError, failures: u32, now: schemas::T
         name: None,
         ip_address: None,
         port: None,
-        start: None,
         ready_at: None,
         error: Some(error),
         failures,
