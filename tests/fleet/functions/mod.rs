@@ -4,7 +4,10 @@
 mod calls;
 mod commands;
 mod ensure;
+mod http;
+mod lambda;
 mod pool;
+mod reconcile;
 mod restarts;
 mod tasks;
 
