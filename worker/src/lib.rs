@@ -24,6 +24,7 @@ mod placement;
 mod poison;
 pub mod policy;
 mod quarantine;
+pub mod registry;
 pub mod runtime;
 mod service;
 mod settle;

@@ -17,10 +17,11 @@ use schemas::task::PullPolicy;
 use tokio::sync::{OnceCell, watch};
 use tokio::task::AbortHandle;
 
-use super::credentials::{self, Credentials};
+use super::credentials;
 use super::refusal::{is_unreachable, status, words};
 use crate::image::ImageName;
 use crate::logs::Notes;
+use crate::registry::credentials::Credentials;
 use crate::runtime::StartError;
 
 /// Between two lines about the progress of one pull.
@@ -319,7 +320,8 @@ async fn pull(
         tag: Some(name.pick().to_owned()),
         ..CreateImageOptions::default()
     };
-    let mut progress = std::pin::pin!(inner.docker.create_image(Some(options), None, found.credentials));
+    let mut progress =
+        std::pin::pin!(inner.docker.create_image(Some(options), None, found.login.map(credentials::to_engine)));
     loop {
         let Ok(item) = tokio::time::timeout(SILENCE, progress.next()).await else {
             if inner.answers().await {
