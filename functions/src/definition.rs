@@ -94,7 +94,10 @@ impl Caller {
                     let rolls = before.is_some_and(|before| before.function.spec() != function.spec());
                     let defined = Defined { name: name.clone(), function, revision };
                     for index in 0..defined.function.min {
-                        self.wish(&defined, index, &EnsureRequest::default()).await?;
+                        // It is defined all the same; dispatchers wish again.
+                        if let Err(error) = self.wish(&defined, index, &EnsureRequest::default()).await {
+                            tracing::debug!(function = %name, index, %error, "not wished for");
+                        }
                     }
                     return Ok(Applied { defined, changed: true, rolls });
                 }

@@ -19,11 +19,12 @@ impl Caller {
     /// are kept warm are made again; delete the function, or set its `min` to 0, if they must not be. Done again it finds
     /// nothing and is no error.
     pub async fn destroy(&self, name: &FunctionName, within: Duration) -> Result<Vec<Instance>, CallError> {
-        if let Some(defined) = self.definition(name).await? {
-            self.check_owner(&defined)?;
+        let found: Vec<Instance> = self.instances(Some(name)).await?.into_iter().map(|known| known.instance).collect();
+        match self.definition(name).await? {
+            Some(defined) => self.check_owner(&defined)?,
+            None => found.iter().try_for_each(|instance| self.check_owner_of(instance))?,
         }
-        let found = self.instances(Some(name)).await?;
-        self.destroy_all(found.into_iter().map(|known| known.instance).collect(), within).await
+        self.destroy_all(found, within).await
     }
 
     /// The same of the one instance whose container has this id (12 characters or more of it), name or start id.
@@ -33,8 +34,9 @@ impl Caller {
         match found.as_slice() {
             [] => Ok(Vec::new()),
             [one] => {
-                if let Some(defined) = self.definition(&one.function).await? {
-                    self.check_owner(&defined)?;
+                match self.definition(&one.function).await? {
+                    Some(defined) => self.check_owner(&defined)?,
+                    None => self.check_owner_of(one)?,
                 }
                 self.destroy_all(found, within).await
             }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use async_nats::{Message, Subscriber};
-use futures_util::StreamExt;
+use async_nats::Subscriber;
+use futures_util::{FutureExt, StreamExt};
 use schemas::function::EnsureRequest;
 use schemas::{Code, FunctionName, Instance, InstanceStatus, StartId};
 use tokio::time::Instant;
@@ -30,16 +30,16 @@ impl Caller {
             return Ok(Ensured { instance, reused: true });
         }
         let until = Instant::now() + within.unwrap_or(defined.function.acquire_timeout.0);
-        let instance = self.make(name, None, until).await?;
+        let instance = self.make(name, &[], until).await?;
         Ok(Ensured { instance, reused: false })
     }
 
-    /// Has an instance made and waits for it. `gone` is the start of one that is known not to answer, whatever its record
-    /// says.
+    /// Has an instance made and waits for it. The records `doubted`, by revision, look well, and nobody answers for them;
+    /// one that is written again is believed: its worker has looked.
     pub(crate) async fn make(
         &self,
         name: &FunctionName,
-        gone: Option<&StartId>,
+        doubted: &[u64],
         until: Instant,
     ) -> Result<Instance, CallError> {
         let subject = self.names.instance_event_subjects(Some(name));
@@ -48,52 +48,57 @@ impl Caller {
         let mut news = self.js.client().subscribe(subject).await.map_err(|error| lost(error.to_string()))?;
         // Behind the subscription, so that nothing is missed between the two.
         let (mut defined, mut instances) = self.look(name).await?;
-        let mut wished = None;
+        let mut wished: Option<Wished> = None;
         loop {
-            let others: Vec<Known> = instances
-                .iter()
-                .filter(|known| gone.is_none() || known.instance.start.as_ref() != gone)
-                .cloned()
-                .collect();
-            if let Some(instance) = usable(&others, &defined) {
+            if let Some(instance) =
+                usable(instances.iter().filter(|known| !doubted.contains(&known.revision)), &defined)
+            {
                 return Ok(instance);
             }
-            if let Some(since) = wished
-                && let Some(error) = failure(&instances, since)
-            {
+            if let Some(error) = wished.as_ref().and_then(|wished| failure(&instances, wished)) {
                 return Err(error);
             }
-            if wished.is_none() {
-                let newest = instances.iter().map(|known| known.revision).max().unwrap_or(0);
-                let index = slot(&instances, gone);
-                let request = EnsureRequest { gone: gone.cloned(), ..EnsureRequest::default() };
+            // Once more with each look that was not called for: the wish that was in the slot may have been another one.
+            if wished.as_ref().is_none_or(|wished| wished.at.elapsed() >= LOOK_AGAIN) {
+                let since = instances.iter().map(|known| known.revision).max().unwrap_or(0);
+                let (index, of_gone) = slot(&instances, doubted, defined.function.max);
+                let request = EnsureRequest { gone: of_gone, ..EnsureRequest::default() };
                 self.wish(&defined, index, &request).await?;
-                wished = Some(newest);
+                let since = wished.map_or(since, |wished| wished.since);
+                wished = Some(Wished { index, since, at: Instant::now() });
             }
-            if !heard(&mut news, until.min(Instant::now() + LOOK_AGAIN)).await && Instant::now() >= until {
+            if Instant::now() >= until {
                 return Err(nobody(&defined));
             }
+            heard(&mut news, until.min(Instant::now() + LOOK_AGAIN)).await;
             (defined, instances) = self.look(name).await?;
         }
     }
 }
 
-/// Which slot is wished for: the one that does not answer, else the first without a container.
-fn slot(instances: &[Known], gone: Option<&StartId>) -> u32 {
-    let of_gone = instances.iter().find(|known| gone.is_some() && known.instance.start.as_ref() == gone);
-    let taken =
-        |index: &u32| instances.iter().any(|known| known.instance.index == *index && known.instance.takes_calls());
-    match of_gone {
-        Some(known) => known.instance.index,
-        // All taken can only be where all are gone and `gone` names none of them; the first is as good as any.
-        None => (0..).find(|index| !taken(index)).unwrap_or(0),
-    }
+/// What was wished for, and since when.
+struct Wished {
+    index: u32,
+    /// The newest record at the first wish: a failure before it is not ours.
+    since: u64,
+    at: Instant,
 }
 
-/// The best instance that takes calls: of today's definition, lately used, the lowest.
-fn usable(instances: &[Known], defined: &Defined) -> Option<Instance> {
+/// Which slot is wished for, and whose place it takes: that of the first that does not answer, else the first without a
+/// container.
+fn slot(instances: &[Known], doubted: &[u64], max: u32) -> (u32, Option<StartId>) {
+    let in_slots = || instances.iter().filter(|known| known.instance.index < max);
+    if let Some(known) = in_slots().find(|known| doubted.contains(&known.revision)) {
+        return (known.instance.index, known.instance.start.clone());
+    }
+    let taken = |index: &u32| in_slots().any(|known| known.instance.index == *index && known.instance.takes_calls());
+    ((0..max).find(|index| !taken(index)).unwrap_or(0), None)
+}
+
+/// The best instance that takes calls: of today's definition, awake, the lowest.
+fn usable<'a>(instances: impl IntoIterator<Item = &'a Known>, defined: &Defined) -> Option<Instance> {
     let spec = defined.function.spec();
-    let calls = instances.iter().filter(|known| known.instance.takes_calls());
+    let calls = instances.into_iter().filter(|known| known.instance.takes_calls());
     let best = calls.min_by_key(|known| {
         let instance = &known.instance;
         (instance.spec != spec, instance.status != InstanceStatus::Ready, instance.index)
@@ -101,12 +106,11 @@ fn usable(instances: &[Known], defined: &Defined) -> Option<Instance> {
     best.map(|known| known.instance.clone())
 }
 
-/// Why a start failed that ended after the record of revision `since` was the newest.
-fn failure(instances: &[Known], since: u64) -> Option<CallError> {
-    let failed = instances.iter().filter(|known| known.revision > since);
-    let newest =
-        failed.filter(|known| known.instance.status == InstanceStatus::Failed).max_by_key(|known| known.revision);
-    newest.and_then(|known| known.instance.error.clone()).map(CallError::Failed)
+/// Why the start that was wished for failed.
+fn failure(instances: &[Known], wished: &Wished) -> Option<CallError> {
+    let ours = instances.iter().find(|known| known.instance.index == wished.index && known.revision > wished.since)?;
+    let failed = ours.instance.status == InstanceStatus::Failed;
+    ours.instance.error.clone().filter(|_| failed).map(CallError::Failed)
 }
 
 fn nobody(defined: &Defined) -> CallError {
@@ -119,17 +123,12 @@ fn nobody(defined: &Defined) -> CallError {
     CallError::new(Code::NoInstance, message)
 }
 
-/// Whether there was news before `until`. All that waits is taken at once: what follows is one look.
-async fn heard(news: &mut Subscriber, until: Instant) -> bool {
-    let first: Option<Message> = match tokio::time::timeout_at(until, news.next()).await {
-        Ok(Some(message)) => Some(message),
+/// Waits for news until `until`. All that waits is taken at once: what follows is one look.
+async fn heard(news: &mut Subscriber, until: Instant) {
+    match tokio::time::timeout_at(until, news.next()).await {
+        Ok(Some(_)) | Err(_) => {}
         // The connection was closed for good: the look says so.
-        Ok(None) => {
-            tokio::time::sleep_until(until).await;
-            None
-        }
-        Err(_) => None,
-    };
-    while let Some(Some(_)) = futures_util::FutureExt::now_or_never(news.next()) {}
-    first.is_some()
+        Ok(None) => tokio::time::sleep_until(until).await,
+    }
+    while let Some(Some(_)) = news.next().now_or_never() {}
 }

@@ -1,18 +1,21 @@
 //! Invoke: one request to whatever worker holds a warm instance; cold, an ensure before it.
 
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use async_nats::client::{Request, RequestErrorKind};
 use async_nats::{HeaderMap, Message};
 use bytes::Bytes;
-use schemas::{AgentId, Code, FunctionName, InstanceStatus, StartId, TaskError, header};
+use schemas::{AgentId, Code, FunctionName, StartId, TaskError, header};
 use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 
 use crate::{CallError, Caller};
 
-/// How long a caller waits for an instance unless it says otherwise.
-const ACQUIRE: Duration = Duration::from_secs(30);
+/// How long the limits of a function are taken for true.
+const BELIEVED: Duration = Duration::from_secs(10);
+/// Functions whose limits are kept in mind.
+const MOST_KNOWN: usize = 10_000;
 /// How long the worker's own time limits are waited for beyond what they allow: then it is the worker that is lost.
 const BEYOND: Duration = Duration::from_secs(5);
 /// Room in a message for headers beside the body.
@@ -69,12 +72,16 @@ impl Caller {
             return Err(CallError::new(Code::TooLarge, message));
         }
         let request_id = call.request_id.clone().unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
-        let until = Instant::now() + call.acquire_timeout.unwrap_or(ACQUIRE);
+        let limits = self.limits(name).await?;
+        let until = Instant::now() + call.acquire_timeout.unwrap_or(limits.acquire);
         let mut is_first = true;
+        // Records that look well, though nobody answered when they were there.
+        let mut doubted: Vec<u64> = Vec::new();
         loop {
             let left = until.saturating_duration_since(Instant::now());
-            match self.ask(name, call, &request_id, (!is_first || call.acquire_timeout.is_some()).then_some(left)).await
-            {
+            // Unless its caller says otherwise, the worker takes the function's own limit.
+            let acquire = (!is_first || call.acquire_timeout.is_some()).then_some(left);
+            match self.ask(name, call, &request_id, acquire, limits).await {
                 Ok(reply) => return self.response(name, request_id, reply).await,
                 Err(Asked::NobodyHolds) => {}
                 Err(Asked::Failed(error)) => return Err(error),
@@ -83,29 +90,38 @@ impl Caller {
                 let message = format!("no worker answers for `{name}`, though an instance was ready");
                 return Err(CallError::new(Code::NoInstance, message));
             }
-            self.warm(name, call.acquire_timeout.map(|_| until)).await?;
             is_first = false;
+            let (defined, instances) = self.look(name).await?;
+            self.check_owner(&defined)?;
+            let seen = instances.iter().filter(|known| known.instance.takes_calls());
+            let seen: Vec<u64> = seen.map(|known| known.revision).collect();
+            // A worker takes calls before it writes the record: whoever is behind one that was there before nobody
+            // answered is gone. One that has come since is asked first.
+            if seen.iter().all(|revision| doubted.contains(revision)) {
+                self.make(name, &doubted, until).await?;
+            } else {
+                doubted = seen;
+            }
         }
     }
 
-    /// Nobody holds an instance that takes calls, whatever the bucket says: has one made.
-    async fn warm(&self, name: &FunctionName, until: Option<Instant>) -> Result<(), CallError> {
-        let (defined, instances) = self.look(name).await?;
-        self.check_owner(&defined)?;
-        let until = until.unwrap_or_else(|| Instant::now() + defined.function.acquire_timeout.0);
-        let stale = instances.iter().find(|known| known.instance.takes_calls());
-        let gone = stale.and_then(|known| known.instance.start.clone());
-        match self.make(name, gone.as_ref(), until).await {
-            // The one that was thought gone is well after all, says the worker that looked.
-            Err(CallError::Failed(error)) if error.code == Code::NoInstance && gone.is_some() => {
-                let (_, instances) = self.look(name).await?;
-                let is_back = |known: &crate::Known| {
-                    known.instance.start == gone && known.instance.status == InstanceStatus::Ready
-                };
-                if instances.iter().any(is_back) { Ok(()) } else { Err(CallError::Failed(error)) }
-            }
-            made => made.map(|_| ()),
+    /// The limits of a function's calls; those of a moment ago are good enough.
+    async fn limits(&self, name: &FunctionName) -> Result<Limits, CallError> {
+        let known = self.limits.lock().unwrap_or_else(PoisonError::into_inner).get(name).copied();
+        if let Some(limits) = known.filter(|limits| limits.read.elapsed() < BELIEVED) {
+            return Ok(limits);
         }
+        let function = self.defined(name).await?.function;
+        // One that may be sent again may take twice as long.
+        let tries = if function.idempotent { 2 } else { 1 };
+        let request = function.request_timeout.0.saturating_mul(tries);
+        let limits = Limits { acquire: function.acquire_timeout.0, request, read: Instant::now() };
+        let mut known = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= MOST_KNOWN {
+            known.clear();
+        }
+        known.insert(name.clone(), limits);
+        Ok(limits)
     }
 
     async fn ask(
@@ -114,6 +130,7 @@ impl Caller {
         call: &Call,
         request_id: &str,
         acquire: Option<Duration>,
+        limits: Limits,
     ) -> Result<Message, Asked> {
         let mut headers = HeaderMap::new();
         headers.insert(header::REQUEST_ID, request_id);
@@ -129,9 +146,8 @@ impl Caller {
         if let Some(acquire) = acquire {
             headers.insert(header::ACQUIRE_MS, acquire.as_millis().to_string());
         }
-        // The worker says how long it takes, by pings in the absence of an answer it would be two timers for one thing;
-        // no function is allowed more than this.
-        let patience = LONGEST_CALL + BEYOND;
+        // The worker keeps the function's own limits and answers when they are over; this is for a worker that is lost.
+        let patience = acquire.unwrap_or(limits.acquire).saturating_add(limits.request).saturating_add(BEYOND);
         let request = Request::new().headers(headers).payload(call.body.clone()).timeout(Some(patience));
         let subject = self.names.invoke_subject(name);
         self.js.client().send_request(subject, request).await.map_err(|error| match error.kind() {
@@ -196,8 +212,13 @@ impl Caller {
     }
 }
 
-/// The longest a call may take in all: no function may allow more together.
-const LONGEST_CALL: Duration = Duration::from_secs(2 * 3600);
+/// How long the calls of one function may take, as its definition says.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    acquire: Duration,
+    request: Duration,
+    read: Instant,
+}
 
 enum Asked {
     NobodyHolds,

@@ -3,10 +3,12 @@
 //! Everything here is a reader and a wisher. Containers are made, called and removed by workers alone; no address that a
 //! caller gives is ever used. Used by workers (the workload `invoke`) and by clients.
 
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use jetstream::{ApiError, JetStream, PublishError};
-use schemas::{Code, FunctionName, Names, TaskError};
+use schemas::{Code, FunctionName, Instance, Names, TaskError};
 
 mod definition;
 mod destroy;
@@ -23,12 +25,13 @@ pub use lease::{Lease, Leases};
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 /// Finds, wishes for and calls functions of one fleet. Cheap to clone.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Caller {
     js: JetStream,
     names: Names,
     /// Says who calls, where a function has an owner.
     owner: Option<String>,
+    limits: Arc<Mutex<HashMap<FunctionName, invoke::Limits>>>,
 }
 
 /// Why a call, or a wish, came to nothing.
@@ -63,7 +66,7 @@ impl CallError {
 impl Caller {
     /// Calls as nobody in particular.
     pub fn new(js: JetStream, names: Names) -> Self {
-        Self { js, names, owner: None }
+        Self { js, names, owner: None, limits: Arc::default() }
     }
 
     /// The same in somebody's name.
@@ -82,12 +85,19 @@ impl Caller {
     }
 
     fn check_owner(&self, defined: &Defined) -> Result<(), CallError> {
-        if defined.function.admits(self.owner.as_deref()) {
-            return Ok(());
-        }
+        if defined.function.admits(self.owner.as_deref()) { Ok(()) } else { Err(self.anothers(&defined.name)) }
+    }
+
+    /// The same for one whose function is deleted.
+    fn check_owner_of(&self, instance: &Instance) -> Result<(), CallError> {
+        let is_ours = instance.owner.is_none() || instance.owner == self.owner;
+        if is_ours { Ok(()) } else { Err(self.anothers(&instance.function)) }
+    }
+
+    fn anothers(&self, function: &FunctionName) -> CallError {
         let who = self.owner.as_deref().unwrap_or("nobody in particular");
-        let message = format!("the function `{}` belongs to another owner than {who}", defined.name);
-        Err(CallError::new(Code::PermissionDenied, message))
+        let message = format!("the function `{function}` belongs to another owner than {who}");
+        CallError::new(Code::PermissionDenied, message)
     }
 }
 

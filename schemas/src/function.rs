@@ -21,6 +21,8 @@ pub const LAMBDA_PATH: &str = "/2015-03-31/functions/function/invocations";
 pub const LAMBDA_PORT: u16 = 8080;
 /// Longest wait for a connection to an instance.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest `request_timeout` and `acquire_timeout`: a caller of a lost worker must hear some time.
+pub const LONGEST_CALL: HumanDuration = HumanDuration::seconds(3_600);
 /// Most instances of one function.
 pub const MOST_INSTANCES: u32 = 1_000;
 /// The queue that logs of instances are kept under: `shoal logs _functions.<function>`. No task can be sent to it.
@@ -258,6 +260,12 @@ impl Function {
         ] {
             if duration.is_some_and(|duration| duration.0.is_zero()) {
                 return wrong(field, &"0s", "more than zero");
+            }
+        }
+        for (field, duration) in [("request_timeout", self.request_timeout), ("acquire_timeout", self.acquire_timeout)]
+        {
+            if duration > LONGEST_CALL {
+                return wrong(field, &duration, "at most 1h");
             }
         }
         if let Some(owner) = &self.owner

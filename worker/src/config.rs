@@ -47,6 +47,8 @@ pub struct Config {
     pub process_limits: Bounds,
     /// How and what it runs in containers.
     pub containers: ContainerSettings,
+    /// Most instances of functions that it holds.
+    pub most_instances: usize,
     /// Free words in the registry.
     pub labels: BTreeMap<String, String>,
     /// How to run this program as the guard of its processes.
@@ -73,6 +75,7 @@ impl Config {
             result_limit: Bytes::mebi(64),
             process_limits: Bounds { cpu: Limit::Unlimited, memory: Limit::Unlimited, pids: Limit::Unlimited },
             containers: ContainerSettings::default(),
+            most_instances: 100,
             labels: BTreeMap::new(),
             guard,
         }

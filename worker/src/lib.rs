@@ -11,6 +11,7 @@ mod cordon;
 pub mod drain;
 mod fail;
 mod folder;
+mod functions;
 pub mod handlers;
 mod heartbeat;
 mod held;
@@ -166,6 +167,7 @@ pub async fn run(
     let consumers = worker.queues.iter().map(|queue| (queue.name.to_string(), queue.ack_wait()));
     let stream = worker.config.names.tasks_stream();
     let inbox = Pulls::open(&worker.js, stream, consumers).await.map_err(WorkerError::Inbox)?;
+    let functions = functions::Functions::start(worker.clone());
     let end_intake = CancellationToken::new();
     let intake = Intake::new(worker.clone(), inbox, attempts.clone(), connection.link.clone(), answered);
     let mut pulling = tokio::spawn(intake.run(end_intake.clone()));
@@ -189,7 +191,13 @@ pub async fn run(
         tracing::error!("the pull loop panicked");
     }
     tracing::info!(worker = %worker.id, running = worker.running.count(), "draining");
-    drain::drain(&worker, &attempts, grace, &stop).await;
+    // Both have the whole grace; what is stopped now ends both.
+    tokio::join!(drain::drain(&worker, &attempts, grace, &stop), async {
+        tokio::select! {
+            () = functions.leave(grace) => {}
+            () = worker.stop_now.cancelled() => functions.leave(Duration::ZERO).await,
+        }
+    });
     end_services.cancel();
     services.close();
     services.wait().await;

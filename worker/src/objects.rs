@@ -29,7 +29,7 @@ const RESULT_NAME: &str = ".shoal/result";
 
 /// Why something could not be put away.
 #[derive(Debug, thiserror::Error)]
-enum UploadError {
+pub(crate) enum UploadError {
     #[error("no object store: {0}")]
     Store(String),
     #[error("upload failed: {0}")]
@@ -47,7 +47,7 @@ async fn store(worker: &Worker) -> Result<ObjectStore, UploadError> {
 }
 
 /// Puts one object. A failure takes back what it stored, as far as the store does.
-async fn put(
+pub(crate) async fn put(
     worker: &Worker,
     name: String,
     bytes: u64,

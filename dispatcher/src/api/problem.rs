@@ -9,7 +9,7 @@ use schemas::http::Problem;
 use schemas::strict::InvalidTask;
 use schemas::{Code, InvalidId};
 
-use crate::client::{ClientError, SubmitError};
+use crate::client::{CallError, ClientError, SubmitError};
 use crate::topology::TopologyError;
 
 /// The media type of a problem.
@@ -132,6 +132,44 @@ impl From<InvalidId> for Failure {
     }
 }
 
+impl From<CallError> for Failure {
+    fn from(error: CallError) -> Self {
+        ClientError::from(error).into()
+    }
+}
+
+impl Failure {
+    /// What keeps a function from being had or called: its own code, and the status that says whose fault it is.
+    fn of_function(error: CallError, hint: Option<String>) -> Self {
+        let error = match error {
+            CallError::Failed(error) => error,
+            CallError::Api(error) => return ClientError::Api(error).into(),
+            CallError::Publish(source) => return ClientError::Write { what: "it".into(), source }.into(),
+        };
+        let status = match error.code {
+            Code::InvalidArgument | Code::InvalidId | Code::InvalidTask | Code::InvalidImage => StatusCode::BAD_REQUEST,
+            Code::PermissionDenied => StatusCode::FORBIDDEN,
+            Code::NotFound => StatusCode::NOT_FOUND,
+            Code::Conflict | Code::Ambiguous => StatusCode::CONFLICT,
+            Code::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Code::NoInstance | Code::CircuitOpen | Code::Unavailable | Code::EngineUnavailable => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Code::TimedOut => StatusCode::GATEWAY_TIMEOUT,
+            Code::Unimplemented => StatusCode::NOT_IMPLEMENTED,
+            Code::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            // The instance, or what it is made from, is not as it should be.
+            _ => StatusCode::BAD_GATEWAY,
+        };
+        let mut failure = Self::new(status, error.code, error.message);
+        failure.problem.hint = hint;
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            failure.retry_after = Some(SOON);
+        }
+        failure
+    }
+}
+
 impl From<SubmitError> for Failure {
     fn from(error: SubmitError) -> Self {
         let hint = error.hint();
@@ -169,6 +207,7 @@ impl From<ClientError> for Failure {
         let (status, code) = match error {
             ClientError::Submit(error) => return Self::from(*error),
             ClientError::InvalidId(error) => return error.into(),
+            ClientError::Function(error) => return Self::of_function(error, hint),
             ClientError::Api(ApiError::Refused { err_code: STREAM_NOT_FOUND, .. }) => UNAVAILABLE,
             ClientError::Api(ref error) if error.is_transient() => UNAVAILABLE,
             ClientError::Topology(TopologyError::NoJetStream { .. }) => UNAVAILABLE,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use jetstream::{ApiError, PublishError, STREAM_NOT_FOUND};
-use schemas::{AgentId, InvalidId, State, TaskKey};
+use schemas::{AgentId, Code, InvalidId, State, TaskKey};
 
 use super::submit::SubmitError;
 use crate::topology::SET_UP;
@@ -154,6 +154,9 @@ pub enum ClientError {
     /// A queue could not be made.
     #[error(transparent)]
     Topology(#[from] crate::topology::TopologyError),
+    /// A function could not be had, or a call of it came to nothing.
+    #[error(transparent)]
+    Function(#[from] functions::CallError),
     /// The connection was closed for good.
     #[error("the connection is closed")]
     Closed,
@@ -165,6 +168,7 @@ impl ClientError {
         match self {
             Self::Api(error) => error.is_transient(),
             Self::Topology(error) => error.is_transient(),
+            Self::Function(functions::CallError::Api(error)) => error.is_transient(),
             _ => false,
         }
     }
@@ -210,9 +214,48 @@ impl ClientError {
             }
             Self::Digest { .. } => "fetch it again; if it stays so, the stored object is damaged".into(),
             Self::Object { .. } | Self::Contended { .. } => "try again".into(),
+            Self::Function(error) => return hint_of_function(error),
             Self::Closed => return None,
         })
     }
+}
+
+fn hint_of_function(error: &functions::CallError) -> Option<String> {
+    use functions::CallError;
+    let error = match error {
+        CallError::Failed(error) => error,
+        CallError::Api(error) => return hint_of(error),
+        CallError::Publish(PublishError::Refused { err_code: STREAM_NOT_FOUND, .. }) => return Some(SET_UP.into()),
+        CallError::Publish(_) => return Some("read it again to see whether it was stored: `shoal instances`".into()),
+    };
+    let hint = match error.code {
+        Code::NotFound => "`shoal function list` shows those that are",
+        Code::PermissionDenied => "say whose it is: --owner, or the header `Shoal-Owner`",
+        Code::NoInstance => {
+            "see its instances with `shoal instances` and who could run it with `shoal agents list`; raise its `max`, \
+             `concurrency` or `acquire_timeout`"
+        }
+        Code::TooLarge => "hand large input over by reference, or raise the server's max_payload",
+        Code::ResponseTooLarge => "raise its `response_limit` (at most 64Mi), or have it answer by reference",
+        Code::ResponseLost => {
+            "see what it did with `shoal logs _functions.<function>` before calling again; one that may be called twice \
+             says `idempotent`"
+        }
+        Code::TimedOut => "raise its `request_timeout`, or call it asynchronously",
+        Code::CircuitOpen => "wait a few seconds; `shoal instances` tells what is wrong",
+        Code::IpUnavailable | Code::NotHealthy | Code::InstanceExited | Code::InstanceUnreachable => {
+            "see what it wrote with `shoal logs _functions.<function>`"
+        }
+        Code::ImageNotFound | Code::ImagePullFailed | Code::InvalidImage => {
+            "check its `image`, and that the workers of its pool may pull it"
+        }
+        Code::PolicyForbidden => "what a worker allows is its operator's word: `shoal worker --help`",
+        Code::Conflict | Code::Unavailable => "try again",
+        Code::Ambiguous => "write more of it",
+        Code::InvalidArgument => "docs/functions.md has every field of a definition",
+        _ => return None,
+    };
+    Some(hint.to_owned())
 }
 
 fn hint_of(error: &ApiError) -> Option<String> {

@@ -29,6 +29,9 @@ pub use cancel::{CancelEnd, CancelOptions, CancelOutcome};
 pub mod cancelling {
     pub use super::cancel::{Move, decide, ended_for_the_holder, may_delete};
 }
+pub use ::functions::{
+    Applied, Call, CallError, Caller as Functions, Defined, Ensured, Known, Lease, Leases, Response,
+};
 pub use dead::{DeadContent, DeadFilter, DeadListing, Replayed};
 pub use error::ClientError;
 pub use get::{Queued, Status, TaskView};
@@ -38,6 +41,7 @@ pub use queues::QueueView;
 pub use record::Recorded;
 pub use submit::{Holder, Submission, SubmitError, SubmitOptions, Submitted};
 
+use ::functions::Caller;
 use jetstream::{Connection, JetStream};
 use schemas::Names;
 use schemas::stores::StoreSettings;
@@ -53,18 +57,25 @@ pub struct Client {
     pub names: Names,
     /// Used where a queue must be made.
     pub stores: StoreSettings,
+    functions: Caller,
 }
 
 impl Client {
     /// The fleet `names` on `connection`.
     pub fn new(connection: Connection, names: Names) -> Self {
         let js = JetStream::new(connection.client.clone());
-        Self { connection, js, names, stores: StoreSettings::default() }
+        let functions = Caller::new(js.clone(), names.clone());
+        Self { connection, js, names, stores: StoreSettings::default(), functions }
     }
 
     /// The same with an operator's settings for stores and new queues.
     pub fn with_stores(self, stores: StoreSettings) -> Self {
         Self { stores, ..self }
+    }
+
+    /// Functions: defined, ensured, called, destroyed; in the name of nobody in particular, or of an owner.
+    pub fn functions(&self, owner: Option<String>) -> Caller {
+        self.functions.clone().owned_by(owner)
     }
 
     /// Runs a call while the link stands: waits for it first, and gives up (`None`) as soon as it breaks, instead of

@@ -7,6 +7,7 @@ mod dead;
 mod explain;
 mod find;
 mod follow;
+mod functions;
 mod list;
 mod queues;
 #[cfg(feature = "server")]

@@ -25,7 +25,8 @@ pub trait Instances: Send + Sync + 'static {
     /// Every instance that this worker has on its engine, whatever boot made it.
     fn instances(&self) -> BoxFuture<'_, Result<Vec<Found>, RuntimeError>>;
 
-    /// Its output from now on. Both ends reach EOF at its end.
+    /// Its output: from its start on for the first who asks of one that this boot launched, so that one that ended at once
+    /// tells why; else from now on. Both ends reach EOF at its end.
     fn output<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Output, RuntimeError>>;
 
     /// Waits for its end, however often the engine goes and comes back. `NotFound` where it is gone.

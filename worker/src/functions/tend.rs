@@ -1,0 +1,244 @@
+//! What an instance needs as long as it lives: its health, its idleness, its end, and its record kept true.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use functions::Defined;
+use schemas::{Code, Instance, InstanceStatus, TaskError};
+use tokio::time::Instant;
+
+use super::Functions;
+use super::make::{self, STOP_GRACE};
+use super::pool::Pool;
+use super::seat::{Seat, Standing};
+use crate::runtime::{Exit, RuntimeError};
+
+/// Bad looks in a row after which an instance is replaced.
+const BAD_LOOKS: u32 = 3;
+/// Between two looks at one that is doubted.
+const DOUBT_AGAIN: Duration = Duration::from_millis(500);
+/// Record and definition are read again so often, whatever was heard.
+const READ_AGAIN: Duration = Duration::from_secs(30);
+/// One that lived longer than this is no failed start.
+const LIVED: Duration = Duration::from_secs(60);
+/// The first pause before the reconciler tries again, and the longest.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// What drains waits for calls no longer than this beyond their own limit.
+const DRAIN_BEYOND: Duration = Duration::from_secs(1);
+
+/// Why an instance is given up.
+enum End {
+    /// Its container ended.
+    Exited(Result<Exit, RuntimeError>),
+    /// It is not well any more.
+    Unhealthy(String),
+    /// Nobody wants it: idle, too many, told to stop, its function deleted.
+    Unwanted(&'static str),
+    /// Its slot has another by now.
+    Replaced,
+    /// The worker leaves and it stays.
+    Left,
+}
+
+/// Looks after one instance until it is gone, or left.
+pub async fn tend(functions: Arc<Functions>, pool: Arc<Pool>, seat: Arc<Seat>) {
+    let ended = async {
+        let exit = match seat.instances() {
+            Ok(instances) => instances.ended(&seat.id).await,
+            Err(error) => Err(error),
+        };
+        seat.ended.cancel();
+        exit
+    };
+    let end = tokio::select! {
+        exit = ended => End::Exited(exit),
+        end = watch(&functions, &pool, &seat) => end,
+        () = functions.leaving.cancelled() => End::Left,
+    };
+    let defined = pool.defined();
+    // From here on nothing new goes there.
+    if !pool.close(&seat) {
+        functions.hush(&defined.name);
+    }
+    let what = format!("instance {} of `{}`", seat.index, defined.name);
+    let drain = async {
+        let longest = defined.function.request_timeout.0 + DRAIN_BEYOND;
+        let _ = tokio::time::timeout(longest, seat.calm()).await;
+    };
+    let done = match end {
+        End::Left => {
+            drain.await;
+            let left = |record: &mut Instance| {
+                if record.status != InstanceStatus::Stopping {
+                    record.status = InstanceStatus::Left;
+                }
+            };
+            // A halted one would be found halted; the next boot lets it go on with its first call, so it stays so.
+            seat.rewrite(&functions.caller, left).await.map(|_| ())
+        }
+        End::Replaced => {
+            tracing::info!(what, "replaced");
+            drain.await;
+            make::remove(&seat.runtime, &seat.id, STOP_GRACE).await;
+            Ok(())
+        }
+        End::Unwanted(why) => {
+            tracing::info!(what, why, "removed");
+            drain.await;
+            make::remove(&seat.runtime, &seat.id, STOP_GRACE).await;
+            seat.give_up(&functions.caller, None).await
+        }
+        End::Unhealthy(why) => {
+            let error = TaskError::new(Code::NotHealthy, format!("{what} is not well any more: {why}"));
+            tracing::warn!(what, why, "not well, removed");
+            make::remove(&seat.runtime, &seat.id, Duration::ZERO).await;
+            give_up(&functions, &seat, error).await
+        }
+        End::Exited(exit) => {
+            let error = match exit {
+                Ok(exit) => make::exited(defined.name.as_str(), &exit),
+                Err(error) => TaskError::new(Code::InstanceExited, format!("{what} was lost: {error}")),
+            };
+            tracing::warn!(what, error = error.message, "ended by itself");
+            make::remove(&seat.runtime, &seat.id, Duration::ZERO).await;
+            give_up(&functions, &seat, error).await
+        }
+    };
+    if let Err(error) = done {
+        tracing::warn!(what, %error, "its record is not as it should be; dispatchers mend it");
+    }
+    pool.remove(&seat);
+    functions.forget_if_empty(&defined.name);
+}
+
+/// Writes why there is no container any more.
+async fn give_up(functions: &Functions, seat: &Seat, error: TaskError) -> Result<(), functions::CallError> {
+    let record = seat.record().await;
+    let now = functions.worker.js.now();
+    let lived = record.ready_at.is_some_and(|ready| now.since(ready) > LIVED);
+    let failures = if lived { 1 } else { record.failures + 1 };
+    let failed = failed(record, error.bounded(), failures, now);
+    seat.give_up(&functions.caller, Some(failed)).await
+}
+
+/// The record of a slot whose container is gone for this reason.
+pub fn failed(record: Instance, error: TaskError, failures: u32, now: schemas::Timestamp) -> Instance {
+    let pause = RETRY.0.saturating_mul(1 << (failures.saturating_sub(1)).min(10)).min(RETRY.1);
+    Instance {
+        status: InstanceStatus::Failed,
+        id: None,
+        name: None,
+        ip_address: None,
+        port: None,
+        start: None,
+        ready_at: None,
+        error: Some(error),
+        failures,
+        retry_at: Some(now.plus(pause)),
+        ..record
+    }
+}
+
+/// Completes with the reason to give it up.
+async fn watch(functions: &Arc<Functions>, pool: &Arc<Pool>, seat: &Arc<Seat>) -> End {
+    let mut bad = 0;
+    let mut look_at = Instant::now() + pool.defined().function.health.interval.0;
+    let mut read_at = Instant::now() + READ_AGAIN;
+    loop {
+        let defined = pool.defined();
+        if let Some(why) = unwanted(functions, &defined, seat) {
+            return End::Unwanted(why);
+        }
+        let idle_at = idle_at(functions, &defined, seat);
+        let pause_at = match seat.is_calm() && !seat.is_paused().await {
+            true => pause_at(functions, &defined, seat),
+            false => None,
+        };
+        let next =
+            [Some(look_at), Some(read_at), idle_at, pause_at].into_iter().flatten().min().expect("two are always");
+        tokio::select! {
+            () = tokio::time::sleep_until(next) => {}
+            () = seat.doubted.notified() => look_at = Instant::now(),
+            () = seat.news.notified() => read_at = Instant::now(),
+            // Idle from now on, or paused, and no longer busy.
+            () = seat.calmer.notified() => continue,
+        }
+        let now = Instant::now();
+        if now >= read_at {
+            read_at = now + READ_AGAIN;
+            match seat.standing(&functions.caller).await {
+                Ok(Standing::Lost) => return End::Replaced,
+                Ok(Standing::Ours(InstanceStatus::Stopping)) => return End::Unwanted("told to stop"),
+                Ok(Standing::Ours(_)) => {}
+                // Blind: nothing is decided.
+                Err(error) => tracing::debug!(%error, "its record cannot be read now"),
+            }
+            functions.learn(&defined.name).await;
+        }
+        if now >= look_at {
+            // One that is halted cannot answer, and one that works may answer one at a time.
+            let doubted = bad > 0 || !seat.takes.load(Ordering::Relaxed);
+            if seat.is_paused().await || (!seat.is_calm() && !doubted) {
+                look_at = now + defined.function.health.interval.0;
+                continue;
+            }
+            match make::look(functions, &defined, seat.address).await {
+                Ok(()) => {
+                    bad = 0;
+                    functions.open(pool, seat);
+                    look_at = Instant::now() + defined.function.health.interval.0;
+                }
+                Err(why) => {
+                    bad += 1;
+                    if bad >= BAD_LOOKS {
+                        return End::Unhealthy(why);
+                    }
+                    look_at = Instant::now() + DOUBT_AGAIN;
+                }
+            }
+        }
+        if idle_at.is_some_and(|at| now >= at) && self::idle_at(functions, &defined, seat).is_some_and(|at| now >= at) {
+            return End::Unwanted("idle");
+        }
+        if pause_at.is_some_and(|at| now >= at) && self::pause_at(functions, &defined, seat).is_some_and(|at| now >= at)
+        {
+            match seat.pause().await {
+                Ok(true) => {
+                    let _ = seat.rewrite(&functions.caller, |record| record.status = InstanceStatus::Paused).await;
+                    // A call may have come as this was written.
+                    if !seat.is_paused().await {
+                        functions.tell_awake(seat);
+                    }
+                }
+                Ok(false) => {}
+                Err(error) => tracing::warn!(%error, "an idle instance cannot be paused"),
+            }
+        }
+    }
+}
+
+/// Why nobody wants it, whatever it does.
+fn unwanted(functions: &Functions, defined: &Defined, seat: &Seat) -> Option<&'static str> {
+    if functions.is_deleted(&defined.name) {
+        return Some("its function was deleted");
+    }
+    (seat.index >= defined.function.max).then_some("more than `max`")
+}
+
+/// When it has been idle for too long, if that can be.
+fn idle_at(functions: &Functions, defined: &Defined, seat: &Seat) -> Option<Instant> {
+    let is_spare = seat.index >= defined.function.min && seat.is_calm();
+    is_spare.then(|| after(functions, seat, defined.function.idle_timeout.0))
+}
+
+/// When it is to be paused, if that is wanted.
+fn pause_at(functions: &Functions, defined: &Defined, seat: &Seat) -> Option<Instant> {
+    let wanted = defined.function.pause_after.filter(|_| seat.is_calm())?;
+    Some(after(functions, seat, wanted.0))
+}
+
+fn after(functions: &Functions, seat: &Seat, idle: Duration) -> Instant {
+    let so_far = functions.worker.js.now().since(seat.last_used());
+    Instant::now() + idle.saturating_sub(so_far)
+}
