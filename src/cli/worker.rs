@@ -67,6 +67,9 @@ pub struct Manner {
     /// Attempts at once
     #[arg(long, env = "SHOAL_SLOTS", default_value_t = 16, value_parser = slots, value_name = "N")]
     pub slots: usize,
+    /// Most instances of functions that it holds
+    #[arg(long, env = "SHOAL_MAX_INSTANCES", default_value_t = 100, value_name = "N")]
+    pub max_instances: usize,
     /// How long running attempts may take to end after SIGTERM. Keep below the pod's own grace period
     #[arg(long, env = "SHOAL_DRAIN_GRACE", default_value = "25s", value_name = "DURATION")]
     pub drain_grace: HumanDuration,
@@ -151,6 +154,7 @@ impl Manner {
             result_limit: self.result_limit,
             process_limits: Bounds { cpu: self.process_cpu, memory: self.process_memory, pids: self.process_pids },
             containers: self.containers.settings()?,
+            most_instances: self.max_instances,
             labels: self.label.iter().cloned().collect::<BTreeMap<_, _>>(),
             guard: ::worker::GuardCommand::this_program(),
         })

@@ -15,6 +15,7 @@ mod examples;
 mod explain;
 #[cfg(feature = "fail-points")]
 mod failpoints;
+mod functions;
 mod garbage;
 mod handlers;
 mod harness;
