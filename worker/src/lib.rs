@@ -287,6 +287,7 @@ async fn allowed_runtimes(
                     continue;
                 }
                 let docker = DockerConfig {
+                    scratch: config.state_dir.join("pulls").join(own.id.as_str()),
                     settings: config.containers.clone(),
                     fleet: stores::fleet(js, config).await.map_err(WorkerError::Inbox)?,
                     worker: own.id.clone(),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use oci_client::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
 use oci_client::manifest::{OciDescriptor, OciImageIndex, OciImageManifest};
 use oci_client::secrets::RegistryAuth;
@@ -370,21 +370,21 @@ impl Session {
         written.map_err(|source| PullError::Write { path: manifest.path.clone(), source })?;
         let config = self.part(&parts.config, into, None).await?;
 
-        let mut seen = BTreeSet::new();
-        let different = parts.layers.iter().filter(|layer| seen.insert(layer.digest.as_str()));
-        let fetching = futures_util::stream::iter(different.map(|layer| self.part(layer, into, Some(progress))));
-        fetching
-            .buffer_unordered(AT_ONCE)
-            .try_for_each(|blob| {
-                let times = parts.layers.iter().filter(|layer| layer.digest == blob.digest).count();
-                progress.send_modify(|progress| {
-                    progress.done += times;
-                    // A layer that is there twice came once.
-                    progress.bytes += blob.size * (times as u64 - 1);
-                });
-                std::future::ready(Ok(()))
-            })
-            .await?;
+        let (mut seen, mut fetching) = (BTreeSet::new(), Vec::new());
+        for layer in &parts.layers {
+            if seen.insert(layer.digest.as_str()) {
+                fetching.push(self.part(layer, into, Some(progress)).boxed());
+            }
+        }
+        let mut fetching = futures_util::stream::iter(fetching).buffer_unordered(AT_ONCE);
+        while let Some(blob) = fetching.try_next().await? {
+            let times = parts.layers.iter().filter(|layer| layer.digest == blob.digest).count();
+            progress.send_modify(|progress| {
+                progress.done += times;
+                // A layer that is there twice came once.
+                progress.bytes += blob.size * (times as u64 - 1);
+            });
+        }
         let layers = parts.layers.iter();
         let layers = layers.map(|layer| blob(into, &layer.digest, &layer.media_type, layer.size.unsigned_abs()));
         Ok(Pulled { digest: resolved.digest.clone(), manifest, config, layers: layers.collect() })

@@ -41,6 +41,7 @@ impl Docker {
             fleet: self.engine.owner.fleet.clone(),
             worker: AgentId::new(worker).unwrap(),
             instance: random_word(),
+            scratch: std::env::temp_dir().join(format!("shoal-test-pulls-{:016x}", rand::random::<u64>())),
             guard: GuardCommand::this_program(),
         };
         let runtime = Arc::new(DockerRuntime::new(config).await.unwrap());
@@ -137,8 +138,10 @@ async fn what_a_killed_worker_made_half_is_found_by_its_next_boot() {
 async fn the_workers_networks_for_functions_win() {
     let Some(docker) = docker().await else { return };
     let network = docker.engine.owner.fleet.clone();
-    let labels = labels::own_labels(&Owner { worker: AgentId::new("net").unwrap(), ..docker.engine.owner.clone() }, "net");
-    let request = NetworkCreateRequest { name: network.clone(), labels: Some(labels), ..NetworkCreateRequest::default() };
+    let labels =
+        labels::own_labels(&Owner { worker: AgentId::new("net").unwrap(), ..docker.engine.owner.clone() }, "net");
+    let request =
+        NetworkCreateRequest { name: network.clone(), labels: Some(labels), ..NetworkCreateRequest::default() };
     docker.engine.docker.create_network(request).await.unwrap();
     let allowing = |networks: &[&str]| ContainerSettings {
         policy: Policy {
