@@ -18,6 +18,7 @@ use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::api::functions;
 use crate::api::problem::Failure;
 use crate::api::tasks::{self, CancelQuery, ListQuery, Submissions, SubmitQuery, WaitQuery};
 use crate::api::{AgentsQuery, Api, list_agents, list_queues};
@@ -39,11 +40,25 @@ enum Verb {
     Retry,
     Agents,
     Queues,
+    Functions,
+    Instances,
+    Ensure,
 }
 
 impl Verb {
-    const ALL: [Self; 8] =
-        [Self::Submit, Self::Get, Self::Explain, Self::List, Self::Cancel, Self::Retry, Self::Agents, Self::Queues];
+    const ALL: [Self; 11] = [
+        Self::Submit,
+        Self::Get,
+        Self::Explain,
+        Self::List,
+        Self::Cancel,
+        Self::Retry,
+        Self::Agents,
+        Self::Queues,
+        Self::Functions,
+        Self::Instances,
+        Self::Ensure,
+    ];
 
     fn as_str(self) -> &'static str {
         match self {
@@ -55,6 +70,9 @@ impl Verb {
             Self::Retry => "retry",
             Self::Agents => "agents",
             Self::Queues => "queues",
+            Self::Functions => "functions",
+            Self::Instances => "instances",
+            Self::Ensure => "ensure",
         }
     }
 
@@ -68,6 +86,9 @@ impl Verb {
             Self::Retry => "{id}; as POST /api/tasks/{id}/retry",
             Self::Agents => "{status, label}; as GET /api/agents",
             Self::Queues => "nothing; as GET /api/queues",
+            Self::Functions => "nothing; as GET /api/functions",
+            Self::Instances => "{function}; as GET /api/instances",
+            Self::Ensure => "{name, timeout, owner}; as POST /api/functions/{name}/ensure",
         }
     }
 }
@@ -216,6 +237,12 @@ async fn perform(api: &Api, verb: Verb, request: &Request) -> Result<Bytes, Fail
             read::<Nothing>(fields(body)?)?;
             json(&list_queues(api).await?)
         }
+        Verb::Functions => {
+            read::<Nothing>(fields(body)?)?;
+            json(&functions::list(api).await?)
+        }
+        Verb::Instances => json(&functions::instances(api, read(fields(body)?)?).await?),
+        Verb::Ensure => json(&functions::ensure_by_fields(api, fields(body)?).await?),
     }
 }
 

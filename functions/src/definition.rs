@@ -60,6 +60,13 @@ impl Caller {
         self.definition(name).await?.ok_or_else(|| not_found(name))
     }
 
+    /// The same where this caller may use it.
+    pub async fn admitted(&self, name: &FunctionName) -> Result<Defined, CallError> {
+        let defined = self.defined(name).await?;
+        self.check_owner(&defined)?;
+        Ok(defined)
+    }
+
     /// Every definition that can be read, by name.
     pub async fn definitions(&self) -> Result<Vec<Defined>, CallError> {
         let mut found = Vec::new();

@@ -71,6 +71,19 @@ impl Caller {
             let message = format!("the body has {} bytes, the server takes messages of {room}", call.body.len());
             return Err(CallError::new(Code::TooLarge, message));
         }
+        for (what, text) in [
+            ("the request id", &call.request_id),
+            ("the content type", &call.content_type),
+            ("traceparent", &call.traceparent),
+            ("the owner", &self.owner),
+        ] {
+            // They travel as headers.
+            let printable = |text: &String| text.len() <= 1_024 && text.bytes().all(|b| (b' '..=b'~').contains(&b));
+            if !text.as_ref().is_none_or(printable) {
+                let message = format!("{what} of a call is printable ASCII, up to 1024 characters");
+                return Err(CallError::new(Code::InvalidArgument, message));
+            }
+        }
         let request_id = call.request_id.clone().unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
         let limits = self.limits(name).await?;
         let until = Instant::now() + call.acquire_timeout.unwrap_or(limits.acquire);

@@ -345,7 +345,7 @@ pub struct Instance {
     /// The runtime it is in: `docker`, `containerd`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runtime: Option<String>,
-    /// The random id of its start; also of its logs.
+    /// The random id of its start; also of its logs. One that failed without it never began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start: Option<StartId>,
     /// Revision of the definition that it was made from.

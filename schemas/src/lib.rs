@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod cancel;
 pub mod code;
+pub mod containers;
 pub mod dead_letter;
 pub mod doctor;
 pub mod explain;

@@ -176,6 +176,11 @@ impl Names {
         format!("{}.control.{agent}.holds", self.prefix)
     }
 
+    /// Core request for what a worker holds on its engines, and to halt one: `shoal.control.<agent>.containers`.
+    pub fn containers_subject(&self, agent: &AgentId) -> String {
+        format!("{}.control.{agent}.containers", self.prefix)
+    }
+
     /// Core request for a worker's record, fresh: `shoal.control.<agent>.info`.
     pub fn info_subject(&self, agent: &AgentId) -> String {
         format!("{}.control.{agent}.info", self.prefix)

@@ -5,7 +5,7 @@ use schemars::{Schema, schema_for};
 use crate::function::EnsureRequest;
 use crate::{
     AgentRecord, DeadLetter, DoctorReport, Explanation, Function, Instance, QueueSettings, Task, TaskRecord, cancel,
-    http,
+    containers, http,
 };
 
 /// File name and schema of every message.
@@ -18,6 +18,8 @@ pub fn all() -> Vec<(&'static str, Schema)> {
         ("function.json", schema_for!(Function)),
         ("instance.json", schema_for!(Instance)),
         ("ensure_request.json", schema_for!(EnsureRequest)),
+        ("containers_request.json", schema_for!(containers::ContainersRequest)),
+        ("containers_reply.json", schema_for!(containers::ContainersReply)),
         ("dead_letter.json", schema_for!(DeadLetter)),
         ("explanation.json", schema_for!(Explanation)),
         ("doctor_report.json", schema_for!(DoctorReport)),

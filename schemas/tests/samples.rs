@@ -9,6 +9,7 @@ use serde_json::Value;
 use shoal_schemas::cancel::{
     CancelReply, CancelRequest, CordonReply, CordonRequest, DrainReply, DrainRequest, HoldsReply, HoldsRequest,
 };
+use shoal_schemas::containers::{ContainersReply, ContainersRequest};
 use shoal_schemas::function::EnsureRequest;
 use shoal_schemas::http::{AgentBeat, AgentRegistration, Problem};
 use shoal_schemas::{
@@ -17,7 +18,7 @@ use shoal_schemas::{
 };
 
 /// The name of a message is the start of its samples' names; the longest fitting one counts.
-const MESSAGES: [&str; 21] = [
+const MESSAGES: [&str; 23] = [
     "task_record",
     "task",
     "agent_record",
@@ -25,6 +26,8 @@ const MESSAGES: [&str; 21] = [
     "function",
     "instance",
     "ensure_request",
+    "containers_request",
+    "containers_reply",
     "dead_letter",
     "explanation",
     "doctor_report",
@@ -82,6 +85,8 @@ fn every_sample_reads_into_its_type_and_back_byte_for_byte() {
             "function" => written::<Function>(&name, &text),
             "instance" => written::<Instance>(&name, &text),
             "ensure_request" => written::<EnsureRequest>(&name, &text),
+            "containers_request" => written::<ContainersRequest>(&name, &text),
+            "containers_reply" => written::<ContainersReply>(&name, &text),
             "dead_letter" => written::<DeadLetter>(&name, &text),
             "doctor_report" => written::<DoctorReport>(&name, &text),
             "explanation" => written::<Explanation>(&name, &text),

@@ -10,13 +10,19 @@ pub mod completions;
 pub mod config;
 pub mod containers;
 pub mod dead;
+pub mod destroy;
 pub mod dispatcher;
 pub mod doctor;
+pub mod ensure;
 pub mod explain;
 pub mod filter;
+pub mod function;
 pub mod get;
 pub mod global;
+pub mod held;
 pub mod http;
+pub mod instances;
+pub mod invoke;
 pub mod list;
 pub mod logs;
 pub mod printer;
@@ -29,11 +35,11 @@ pub mod view;
 pub mod wait;
 pub mod worker;
 
-use ::dispatcher::client::{Client, ClientError, SubmitError};
+use ::dispatcher::client::{CallError, Client, ClientError, SubmitError};
 use ::dispatcher::topology::TopologyError;
 use clap::{Parser, Subcommand};
-use jetstream::{ApiError, ConnectError, Connection};
-use schemas::Names;
+use jetstream::{ApiError, ConnectError, Connection, PublishError};
+use schemas::{Code, Names};
 
 use crate::config::Invocation;
 use crate::exit::{self, Exit};
@@ -91,6 +97,20 @@ pub enum Command {
     /// Tasks that were given up
     #[command(subcommand)]
     Dead(dead::Dead),
+    /// Functions: containers kept ready for calls
+    #[command(subcommand)]
+    Function(function::FunctionCommand),
+    /// Have an instance of a function ready, and tell where it is
+    Ensure(ensure::Ensure),
+    /// Call a function
+    Invoke(invoke::Invoke),
+    /// Remove instances of a function
+    Destroy(destroy::Destroy),
+    /// List the instances of functions
+    Instances(instances::Instances),
+    /// The containers of functions, as the engines know them
+    #[command(subcommand)]
+    Containers(held::Containers),
     /// What waits and runs by queue; caps, pauses, defaults
     Queues(queues::Queues),
     /// The registry of workers
@@ -143,6 +163,12 @@ pub async fn run(invocation: Invocation) -> Result<Exit, Error> {
         Command::Cancel(args) => cancel::run(args, &on).await,
         Command::Retry(args) => retry::run(args, &on).await,
         Command::Dead(args) => dead::run(args, &on).await,
+        Command::Function(args) => function::run(args, &on).await,
+        Command::Ensure(args) => ensure::run(args, &on).await,
+        Command::Invoke(args) => invoke::run(args, &on).await,
+        Command::Destroy(args) => destroy::run(args, &on).await,
+        Command::Instances(args) => instances::run(args, &on).await,
+        Command::Containers(args) => held::run(args, &on).await,
         Command::Queues(args) => queues::run(args, &on).await,
         Command::Agents(args) => agents::run(args, &on).await,
         Command::Doctor(args) => doctor::run(args, &on).await,
@@ -210,6 +236,12 @@ pub enum Error {
 
 impl From<SubmitError> for Error {
     fn from(error: SubmitError) -> Self {
+        Self::Client(error.into())
+    }
+}
+
+impl From<CallError> for Error {
+    fn from(error: CallError) -> Self {
         Self::Client(error.into())
     }
 }
@@ -296,9 +328,35 @@ pub fn exit_of_client(error: &ClientError) -> Exit {
     match error {
         ClientError::Api(error) => exit_of_api(error),
         ClientError::Submit(error) => exit_of_submit(error),
+        ClientError::Function(CallError::Api(error)) => exit_of_api(error),
+        ClientError::Function(CallError::Publish(error)) => match error {
+            PublishError::NotStored { .. } | PublishError::Unknown { .. } => exit::UNREACHABLE,
+            _ => exit::FAILED,
+        },
+        ClientError::Function(CallError::Failed(error)) => exit_of_code(error.code),
         ClientError::Closed => exit::UNREACHABLE,
         ClientError::TimedOut { .. } => exit::TIMED_OUT,
         ClientError::InvalidId(_) | ClientError::Invalid(_) | ClientError::Ambiguous { .. } => exit::USAGE,
+        _ => exit::FAILED,
+    }
+}
+
+/// The exit code of a function that could not be had or called.
+fn exit_of_code(code: Code) -> Exit {
+    match code {
+        Code::InvalidArgument | Code::TooLarge | Code::Ambiguous => exit::USAGE,
+        Code::TimedOut | Code::NoInstance => exit::TIMED_OUT,
+        Code::Unavailable => exit::UNREACHABLE,
+        Code::ImageNotFound
+        | Code::ImagePullFailed
+        | Code::InvalidImage
+        | Code::PolicyForbidden
+        | Code::UserNotFound
+        | Code::LimitUnsupported
+        | Code::StartFailed
+        | Code::EngineUnavailable
+        | Code::IpUnavailable
+        | Code::NotHealthy => exit::NOT_STARTED,
         _ => exit::FAILED,
     }
 }

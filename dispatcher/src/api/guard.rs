@@ -24,6 +24,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tokio::sync::watch;
 
+use super::lambda;
 use super::problem::Failure;
 
 /// How long a call waits for a broken link to come back.
@@ -130,7 +131,7 @@ impl Guard {
         Self { loopback: address.ip().is_loopback(), settings, rate, link }
     }
 
-    fn admits(&self, headers: &HeaderMap, peer: IpAddr, now: Instant) -> Result<(), Failure> {
+    fn admits(&self, path: &str, headers: &HeaderMap, peer: IpAddr, now: Instant) -> Result<(), Failure> {
         let text =
             |name| headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap_or("?").to_ascii_lowercase());
         let forbidden = |what: String| {
@@ -164,7 +165,9 @@ impl Guard {
             let bearer = given.and_then(|value| value.split_once(' '));
             let fits =
                 bearer.is_some_and(|(scheme, given)| scheme.eq_ignore_ascii_case("bearer") && token.is(given.trim()));
-            if !fits {
+            // An SDK of AWS has no other place for it.
+            let key = given.filter(|_| path.starts_with(lambda::PREFIX)).and_then(lambda::access_key);
+            if !fits && !key.is_some_and(|key| token.is(key)) {
                 let what = if given.is_some() { "this is not the token" } else { "a token is wanted" };
                 return Err(Failure::new(StatusCode::UNAUTHORIZED, Code::Unauthenticated, what)
                     .hint("send `Authorization: Bearer <token>`"));
@@ -192,12 +195,14 @@ pub async fn watch(
     if request.uri().path().starts_with("/health/") {
         return next.run(request).await;
     }
-    let admitted = match guard.admits(request.headers(), peer.ip(), Instant::now()) {
+    let is_lambda = request.uri().path().starts_with(lambda::PREFIX);
+    let admitted = match guard.admits(request.uri().path(), request.headers(), peer.ip(), Instant::now()) {
         Ok(()) => guard.linked().await,
         refused => refused,
     };
     let mut response = match admitted {
         Ok(()) => next.run(request).await,
+        Err(failure) if is_lambda => lambda::told(&failure),
         Err(failure) => failure.into_response(),
     };
     // What a task left behind is data, whatever a browser would make of it.
@@ -262,9 +267,15 @@ mod tests {
     }
 
     fn status(guard: &Guard, headers: &[(&'static str, &str)]) -> u16 {
+        status_at("/api/tasks", guard, headers)
+    }
+
+    fn status_at(path: &str, guard: &Guard, headers: &[(&'static str, &str)]) -> u16 {
         let pairs = headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
         let headers: HeaderMap = pairs.collect();
-        guard.admits(&headers, "127.0.0.1".parse().unwrap(), Instant::now()).map_or_else(|f| f.problem.status, |()| 200)
+        guard
+            .admits(path, &headers, "127.0.0.1".parse().unwrap(), Instant::now())
+            .map_or_else(|f| f.problem.status, |()| 200)
     }
 
     #[test]
@@ -305,6 +316,12 @@ mod tests {
             assert_eq!(status(&guard, &[("authorization", wrong)]), 401, "{wrong}");
         }
         assert_eq!(status(&guard, &[]), 401);
+        // SDKs of AWS have it as their access key id.
+        let signed = |key| format!("AWS4-HMAC-SHA256 Credential={key}/20261121/r/lambda/aws4_request, Signature=a");
+        let invoke = "/2015-03-31/functions/f/invocations";
+        assert_eq!(status_at(invoke, &guard, &[("authorization", &signed("secret"))]), 200);
+        assert_eq!(status_at(invoke, &guard, &[("authorization", &signed("wrong"))]), 401);
+        assert_eq!(status(&guard, &[("authorization", &signed("secret"))]), 401, "only there");
         assert_eq!(format!("{:?}", guard.settings.token), "Some(***)");
     }
 

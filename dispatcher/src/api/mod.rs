@@ -5,9 +5,11 @@
 mod agents;
 mod artifacts;
 mod events;
+pub(crate) mod functions;
 mod guard;
 mod health;
 mod known;
+mod lambda;
 pub(crate) mod openapi;
 pub(crate) mod problem;
 mod queues;
@@ -122,6 +124,8 @@ fn operations() -> Vec<Operation> {
         health::operations(),
         tasks::operations(),
         events::operations(),
+        functions::operations(),
+        lambda::operations(),
         artifacts::operations(),
         agents::operations(),
         queues::operations(),
@@ -164,13 +168,23 @@ fn cors(settings: &HttpSettings) -> Option<CorsLayer> {
     if settings.origins.is_empty() {
         return None;
     }
-    let last_event_id = HeaderName::from_static("last-event-id");
+    let own = ["last-event-id", "traceparent", "x-request-id", "x-shoal-invocation", "x-shoal-owner"];
+    let own = own.map(HeaderName::from_static);
+    let told = ["x-shoal-request-id", "x-shoal-instance", "x-shoal-worker", "x-shoal-function-error"];
+    let told = told.map(HeaderName::from_static);
     Some(
         CorsLayer::new()
             .allow_origin(settings.origins.iter().map(Origin::header).collect::<Vec<_>>())
-            .allow_methods([Method::GET, Method::POST, Method::DELETE])
-            .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, header::ACCEPT, last_event_id])
-            .expose_headers([header::LOCATION, header::RETRY_AFTER, header::ETAG])
+            .allow_methods([Method::GET, Method::POST, Method::PUT, Method::DELETE])
+            .allow_headers(
+                [header::AUTHORIZATION, header::CONTENT_TYPE, header::ACCEPT]
+                    .into_iter()
+                    .chain(own)
+                    .collect::<Vec<_>>(),
+            )
+            .expose_headers(
+                [header::LOCATION, header::RETRY_AFTER, header::ETAG].into_iter().chain(told).collect::<Vec<_>>(),
+            )
             .max_age(Duration::from_secs(600)),
     )
 }

@@ -128,6 +128,13 @@ impl Operation {
         Self { body_required: false, ..self.body::<T>(media) }
     }
 
+    /// Takes bytes of one of these types, or none.
+    pub fn optional_bytes_body(mut self, media: &[&'static str]) -> Self {
+        self.bodies.extend(media.iter().map(|media| Content { media, describe: None }));
+        self.body_required = false;
+        self
+    }
+
     /// Answers JSON.
     pub fn answer<T: JsonSchema>(self, status: StatusCode, meaning: &'static str) -> Self {
         self.content(status, meaning, Content { media: JSON, describe: Some(of::<T>()) })

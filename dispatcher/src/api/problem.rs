@@ -228,6 +228,7 @@ impl From<ClientError> for Failure {
             | ClientError::NoTaskKept { .. }
             | ClientError::NotReplayable { .. }
             | ClientError::AgentSilent { .. }
+            | ClientError::Refused { .. }
             | ClientError::Contended { .. } => (StatusCode::CONFLICT, Code::Conflict),
             ClientError::Api(_)
             | ClientError::Topology(_)

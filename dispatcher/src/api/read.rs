@@ -55,19 +55,7 @@ impl<S: Send + Sync> FromRequest<S> for Body {
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
         let media = media(request.headers());
-        let read = tokio::time::timeout(BODY_WITHIN, Bytes::from_request(request, state)).await;
-        let bytes = match read {
-            Ok(Ok(bytes)) => bytes,
-            Ok(Err(rejection)) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
-                return Err(Failure::too_large("the body is larger than this dispatcher takes")
-                    .hint("submit in several calls, or raise --http-body-limit"));
-            }
-            Ok(Err(rejection)) => return Err(Failure::argument("", rejection.body_text())),
-            Err(_) => {
-                let detail = format!("the body did not come within {} s", BODY_WITHIN.as_secs());
-                return Err(Failure::new(StatusCode::REQUEST_TIMEOUT, Code::InvalidArgument, detail));
-            }
-        };
+        let bytes = whole(request, state).await?;
         let syntax = match media.as_str() {
             "" if bytes.is_empty() => None,
             JSON | NDJSON | "application/jsonl" => Some(Syntax::Json),
@@ -84,6 +72,40 @@ impl<S: Send + Sync> FromRequest<S> for Body {
             }
         };
         Ok(Self { bytes, syntax, lines: matches!(media.as_str(), NDJSON | "application/jsonl") })
+    }
+}
+
+/// A body of any type as it came, within the limits.
+pub struct Raw {
+    /// Its bytes.
+    pub bytes: Bytes,
+    /// What its sender says it is.
+    pub content_type: Option<String>,
+}
+
+impl<S: Send + Sync> FromRequest<S> for Raw {
+    type Rejection = Failure;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
+        let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let content_type = content_type.filter(|text| !text.is_empty() && text.len() <= 256).map(str::to_owned);
+        Ok(Self { bytes: whole(request, state).await?, content_type })
+    }
+}
+
+/// All of a body, in time.
+async fn whole<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Failure> {
+    match tokio::time::timeout(BODY_WITHIN, Bytes::from_request(request, state)).await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(rejection)) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
+            Err(Failure::too_large("the body is larger than this dispatcher takes")
+                .hint("submit in several calls, or raise --http-body-limit"))
+        }
+        Ok(Err(rejection)) => Err(Failure::argument("", rejection.body_text())),
+        Err(_) => {
+            let detail = format!("the body did not come within {} s", BODY_WITHIN.as_secs());
+            Err(Failure::new(StatusCode::REQUEST_TIMEOUT, Code::InvalidArgument, detail))
+        }
     }
 }
 

@@ -127,6 +127,14 @@ pub enum ClientError {
         /// Whether the registry says that it is gone.
         offline: bool,
     },
+    /// A worker did not do what it was asked.
+    #[error("agent {agent} refuses: {why}")]
+    Refused {
+        /// Which.
+        agent: AgentId,
+        /// What it said.
+        why: String,
+    },
     /// An object is not what the record says.
     #[error("object {name} has digest {found}, the record says {expected}")]
     Digest {
@@ -191,6 +199,7 @@ impl ClientError {
             Self::NotFound { kind: "dead letter", .. } => "`shoal dead list` shows them".into(),
             Self::NotFound { kind: "artifact", .. } => "the record names what there is: `shoal get`".into(),
             Self::NotFound { kind: "store", .. } => SET_UP.into(),
+            Self::NotFound { kind: "container", .. } => "`shoal containers list` shows what there is".into(),
             Self::NotFound { .. } => return None,
             Self::Ambiguous { .. } => "write more of it, or `<queue>.<id>`".into(),
             Self::GaveUp { .. } => "write the whole id, or `<queue>.` before it".into(),
@@ -212,6 +221,7 @@ impl ClientError {
             Self::AgentSilent { offline: false, .. } => {
                 "it beats but does not answer; look at its log, or stop it with SIGTERM on its host".into()
             }
+            Self::Refused { .. } => "`shoal containers list` shows how it is now".into(),
             Self::Digest { .. } => "fetch it again; if it stays so, the stored object is damaged".into(),
             Self::Object { .. } | Self::Contended { .. } => "try again".into(),
             Self::Function(error) => return hint_of_function(error),
@@ -230,7 +240,7 @@ fn hint_of_function(error: &functions::CallError) -> Option<String> {
     };
     let hint = match error.code {
         Code::NotFound => "`shoal function list` shows those that are",
-        Code::PermissionDenied => "say whose it is: --owner, or the header `Shoal-Owner`",
+        Code::PermissionDenied => "say whose it is: --owner, or over HTTP the header `X-Shoal-Owner`",
         Code::NoInstance => {
             "see its instances with `shoal instances` and who could run it with `shoal agents list`; raise its `max`, \
              `concurrency` or `acquire_timeout`"

@@ -11,6 +11,8 @@ mod error;
 mod explain;
 mod find;
 mod get;
+mod held;
+mod later;
 mod list;
 mod logs;
 mod queues;
@@ -35,6 +37,8 @@ pub use ::functions::{
 pub use dead::{DeadContent, DeadFilter, DeadListing, Replayed};
 pub use error::ClientError;
 pub use get::{Queued, Status, TaskView};
+pub use held::Held;
+pub use later::Later;
 pub use list::{ListCursor, ListFilter, ListItem, Listing};
 pub use logs::{LogChunk, LogCursor, LogOptions};
 pub use queues::QueueView;

@@ -19,7 +19,7 @@ async fn a_cold_call_makes_an_instance_and_the_next_ones_find_it_warm() {
     assert_eq!(serde_json::from_slice::<Value>(&response.body).expect("JSON"), json!({"hello": "there"}));
     assert_eq!(response.worker.expect("named").as_str(), world.engine.id("w"));
     let counts = join_all((0..20).map(|_| world.answer(&name, json!({"do": "count"})))).await;
-    assert!(counts.iter().all(|count| count["host"] == counts[0]["host"]), "{counts:?}");
+    assert!(counts.iter().all(|count| count["hostname"] == counts[0]["hostname"]), "{counts:?}");
     assert_eq!(world.containers(&name).await.len(), 1);
 }
 
@@ -109,7 +109,7 @@ async fn a_container_that_dies_under_a_call_is_told_and_the_call_is_not_made_aga
     assert_eq!(code(world.call(&name, json!({"do": "crash"})).await), Code::InstanceExited);
     // A new one, that was never called: nothing was sent to it.
     let count = world.answer(&name, json!({"do": "count"})).await;
-    assert_eq!(count["calls"], 1, "{count}");
+    assert_eq!(count["count"], 1, "{count}");
 }
 
 #[tokio::test]
@@ -119,11 +119,11 @@ async fn a_lost_response_is_asked_for_again_only_of_an_idempotent_function() {
     for (once, what) in [("close", "close"), ("half", "half")] {
         let name = world.define(once, json!({})).await;
         assert_eq!(code(world.call(&name, json!({"do": what})).await), Code::ResponseLost);
-        assert_eq!(world.answer(&name, json!({"do": "count"})).await["calls"], 2, "{what}: sent once");
+        assert_eq!(world.answer(&name, json!({"do": "count"})).await["count"], 2, "{what}: sent once");
     }
     let name = world.define("again", json!({"idempotent": true})).await;
     assert_eq!(code(world.call(&name, json!({"do": "close"})).await), Code::ResponseLost);
-    assert_eq!(world.answer(&name, json!({"do": "count"})).await["calls"], 4, "three tries and this one");
+    assert_eq!(world.answer(&name, json!({"do": "count"})).await["count"], 4, "three tries and this one");
 }
 
 #[tokio::test]
@@ -148,8 +148,8 @@ async fn faults_of_the_platform_open_the_circuit_and_one_good_call_closes_it() {
             }
         }
     };
-    assert_eq!(answered["calls"], 6, "five that closed it, and this one");
-    assert_eq!(world.answer(&name, json!({"do": "count"})).await["calls"], 7);
+    assert_eq!(answered["count"], 6, "five that closed it, and this one");
+    assert_eq!(world.answer(&name, json!({"do": "count"})).await["count"], 7);
 }
 
 #[tokio::test]
@@ -161,5 +161,5 @@ async fn an_idle_instance_is_paused_and_goes_on_with_the_next_call() {
     world.records_where(&name, "paused", |all| all.iter().all(|it| it.status == InstanceStatus::Paused)).await;
     assert_eq!(world.containers(&name).await[0]["State"], "paused");
     let after = world.answer(&name, json!({"do": "count"})).await;
-    assert_eq!((&after["host"], &after["calls"]), (&before["host"], &json!(2)));
+    assert_eq!((&after["hostname"], &after["count"]), (&before["hostname"], &json!(2)));
 }

@@ -94,7 +94,7 @@ async fn an_instance_is_called_only_once_it_is_well() {
     // Its port was open all the while; the answer came when its health did.
     assert_eq!(http_get(&format!("{ip}:{port}"), "/health").await.expect("it is there").0, 200);
     let count: Value = world.answer(&name, json!({"do": "count"})).await;
-    assert_eq!(count["calls"], 1, "{count}");
+    assert_eq!(count["count"], 1, "{count}");
 }
 
 #[tokio::test]

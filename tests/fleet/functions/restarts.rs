@@ -21,7 +21,7 @@ async fn a_worker_told_to_stop_leaves_its_instances_and_its_next_boot_takes_them
     let _again = world.worker("w").await;
     world.records_where(&name, "ready again", |all| all[0].status == InstanceStatus::Ready).await;
     let after = world.answer(&name, json!({"do": "count"})).await;
-    assert_eq!((&after["host"], &after["calls"]), (&before["host"], &json!(2)), "the same container");
+    assert_eq!((&after["hostname"], &after["count"]), (&before["hostname"], &json!(2)), "the same container");
 }
 
 #[tokio::test]
@@ -38,7 +38,7 @@ async fn a_killed_workers_instance_is_taken_up_by_its_next_boot() {
         })
         .await;
     let after = world.answer(&name, json!({"do": "count"})).await;
-    assert_eq!(after["host"], before["host"], "the same container");
+    assert_eq!(after["hostname"], before["hostname"], "the same container");
     drop(again);
 }
 
@@ -52,7 +52,7 @@ async fn a_killed_workers_function_is_called_elsewhere_and_its_return_removes_wh
     first.kill_with_children().await;
     // The record still says `ready`; nobody answers for it, and the caller finds out.
     let after = world.answer(&name, json!({"do": "count"})).await;
-    assert_ne!(after["host"], before["host"]);
+    assert_ne!(after["hostname"], before["hostname"]);
     let records = world.records(&name).await;
     assert_eq!((records.len(), records[0].worker.as_str()), (1, world.engine.id("w").as_str()));
     let _again = world.worker("v").await;

@@ -114,7 +114,7 @@ async fn take_up(
     let (log, output) = LogSink::open(&functions.worker, &log_key(&defined), &found.start, limit, Activity::default());
     tokio::spawn(log);
     functions.copy_output(runtime, &found.id, output);
-    functions.seat(&defined, Seat::new(record, revision, found.start.clone(), address, runtime.clone()));
+    functions.seat(&defined, Seat::new(record, revision, found.start.clone(), address, runtime.clone())).await?;
     Ok(true)
 }
 

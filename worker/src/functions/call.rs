@@ -94,6 +94,7 @@ pub async fn answer(functions: Arc<Functions>, pool: Arc<Pool>, message: Message
     if let Err(error) = functions.worker.js.client().publish_with_headers(reply, headers, body).await {
         tracing::warn!(function = %defined.name, request = asked.request_id, %error, "not answered");
     }
+    functions.forget_if_empty(&defined.name);
 }
 
 async fn call(
@@ -121,7 +122,10 @@ async fn call(
                 if woken {
                     functions.tell_awake(&seat);
                 }
-                match post(functions, defined, asked, message, &seat).await {
+                let posted = post(functions, defined, asked, message, &seat).await;
+                // Idleness begins at its end.
+                functions.touch(&seat, defined);
+                match posted {
                     Ok(answer) => {
                         pool.ended(false, Instant::now());
                         return Told::Answer(answer, seat);
@@ -202,6 +206,7 @@ async fn admission(
     match tokio::time::timeout_at(until.into(), steps).await {
         Ok(Ok(Step::Go(place))) => Ok(Some(place)),
         Ok(Ok(Step::PassOn(worker))) => pass_on(functions, defined, asked, message, &worker, until).await,
+        Ok(Ok(Step::Fail(error))) => Err(error),
         Ok(Err(_)) | Err(_) => {
             let waited = asked.acquire.unwrap_or(defined.function.acquire_timeout.0);
             let message = format!(

@@ -132,16 +132,18 @@ pub async fn make(functions: &Arc<Functions>, defined: &Defined, slot: &Slot) ->
         more: Default::default(),
     };
     // Whoever reads the record calls at once, so the calls must find us first.
-    functions.listen(defined).await.map_err(|error| {
+    let unheard = |error: async_nats::SubscribeError| {
         TaskError::new(Code::Unavailable, format!("calls of `{}` cannot be heard: {error}", defined.name))
-    })?;
+    };
+    functions.listen(defined).await.map_err(unheard)?;
     let unwritten = |error: functions::CallError| {
         TaskError::new(Code::Unavailable, format!("the record of the instance was not written: {error}"))
     };
     match functions.caller.put_instance(&record, slot.revision).await.map_err(unwritten)? {
         Some(revision) => {
             undo.keep();
-            Ok(Some(functions.seat(defined, Seat::new(record, revision, start, address, runtime))))
+            let seat = Seat::new(record, revision, start, address, runtime);
+            functions.seat(defined, seat).await.map(Some).map_err(unheard)
         }
         None => {
             notes.say("removed: the slot was taken by somebody else meanwhile").await;

@@ -249,7 +249,7 @@ impl Functions {
     }
 
     /// What is told of a slot, ours or another's.
-    fn hear(&self, pool: &Pool, index: u32, instance: Option<Instance>) {
+    fn hear(self: &Arc<Self>, pool: &Pool, index: u32, instance: Option<Instance>) {
         let start = instance.as_ref().and_then(|instance| instance.start.clone());
         let is_ours = |seat: &Arc<Seat>| seat.index == index && start.as_ref() == Some(&seat.start);
         let seats = pool.seats();
@@ -259,7 +259,12 @@ impl Functions {
             seat.news.notify_one();
         }
         if !seats.iter().any(is_ours) {
-            pool.hear(index, instance.filter(|instance| instance.worker != self.worker.id));
+            // A container of our own that takes calls is about to be seated.
+            let is_own = |instance: &Instance| instance.worker == self.worker.id && instance.takes_calls();
+            if !instance.as_ref().is_some_and(is_own) {
+                let wishes = pool.hear(index, instance, std::time::Instant::now());
+                self.wish(&pool.defined(), wishes);
+            }
         }
     }
 
@@ -303,13 +308,18 @@ impl Functions {
     }
 
     /// An instance that takes calls from now on, and is looked after.
-    fn seat(self: &Arc<Self>, defined: &Defined, seat: Seat) -> Arc<Seat> {
+    async fn seat(self: &Arc<Self>, defined: &Defined, seat: Seat) -> Result<Arc<Seat>, async_nats::SubscribeError> {
         let seat = Arc::new(seat);
-        if let Some(pool) = self.pool(&defined.name) {
+        loop {
+            let pool = self.entry(defined).await?;
             pool.add(seat.clone());
-            self.tasks.spawn(tend::tend(self.clone(), pool, seat.clone()));
+            // One that was forgotten just now, because it was empty, is nobody's.
+            if self.pool(&defined.name).is_some_and(|known| Arc::ptr_eq(&known, &pool)) {
+                self.listen(defined).await?;
+                self.tasks.spawn(tend::tend(self.clone(), pool, seat.clone()));
+                return Ok(seat);
+            }
         }
-        seat
     }
 
     /// An instance that was doubted is well.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use functions::Defined;
-use schemas::{AgentId, Instance, StartId};
+use schemas::{AgentId, Instance, StartId, TaskError};
 use tokio::sync::oneshot;
 
 use super::circuit::Circuit;
@@ -48,6 +48,8 @@ pub enum Step {
     Go(Place),
     /// Another worker has one for it.
     PassOn(AgentId),
+    /// There is none, and none can be made.
+    Fail(TaskError),
 }
 
 /// What becomes of a call that comes.
@@ -148,19 +150,38 @@ impl Pool {
         state.seats.iter().any(|seat| seat.takes.load(Ordering::Relaxed))
     }
 
-    /// It is gone.
-    pub fn remove(&self, seat: &Seat) {
-        self.lock().seats.retain(|held| held.start != seat.start);
+    /// It is gone. Returns the slots to wish for, because calls wait.
+    pub fn remove(&self, seat: &Seat, now: Instant) -> Vec<u32> {
+        let mut state = self.lock();
+        state.seats.retain(|held| held.start != seat.start);
+        Self::wishes(&mut state, now)
     }
 
-    /// What another worker's record says, or that there is none any more. The first in line go to one that is new.
-    pub fn hear(&self, index: u32, instance: Option<Instance>) {
+    /// What is told of a slot that is not held here: another worker's record, or that there is none any more. The first
+    /// in line go to one that is new. Returns the slots to wish for.
+    pub fn hear(&self, index: u32, instance: Option<Instance>, now: Instant) -> Vec<u32> {
         let mut state = self.lock();
         state.wished.remove(&index);
-        let Some(instance) = instance.filter(Instance::takes_calls) else {
+        let Some(instance) = instance else {
             state.others.remove(&index);
-            return;
+            return Self::wishes(&mut state, now);
         };
+        if !instance.takes_calls() {
+            state.others.remove(&index);
+            return match instance.error {
+                // One that lived may live again; a start that failed fails for all who wait, if there is nothing else.
+                Some(error) if instance.start.is_none() => {
+                    if state.seats.is_empty() && state.others.is_empty() {
+                        for waiter in state.line.drain(..) {
+                            // Who left the line hears nothing.
+                            let _ = waiter.step.send(Step::Fail(error.clone()));
+                        }
+                    }
+                    Vec::new()
+                }
+                _ => Self::wishes(&mut state, now),
+            };
+        }
         let is_new = state.others.get(&index).is_none_or(|known| known.start != instance.start);
         let worker = instance.worker.clone();
         state.others.insert(index, instance);
@@ -177,6 +198,7 @@ impl Pool {
                 room -= 1;
             }
         }
+        Vec::new()
     }
 
     /// A call comes that was passed on so often.
@@ -209,6 +231,7 @@ impl Pool {
 
     /// The slots to wish for, for a line as long as this one is.
     fn wishes(state: &mut State, now: Instant) -> Vec<u32> {
+        state.line.retain(|waiter| !waiter.step.is_closed());
         state.wished.retain(|_, at| now < *at + WISH_AGAIN);
         let per_instance = state.defined.function.concurrency.max(1) as usize;
         let wanted = state.line.len().div_ceil(per_instance);
@@ -259,7 +282,7 @@ impl Pool {
                 match waiter.step.send(Step::Go(place)) {
                     Ok(()) => break,
                     Err(Step::Go(back)) => place = back,
-                    Err(Step::PassOn(_)) => unreachable!("it was a place"),
+                    Err(Step::PassOn(_) | Step::Fail(_)) => unreachable!("it was a place"),
                 }
             }
         }

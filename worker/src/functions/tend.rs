@@ -108,7 +108,8 @@ pub async fn tend(functions: Arc<Functions>, pool: Arc<Pool>, seat: Arc<Seat>) {
     if let Err(error) = done {
         tracing::warn!(what, %error, "its record is not as it should be; dispatchers mend it");
     }
-    pool.remove(&seat);
+    let wishes = pool.remove(&seat, std::time::Instant::now());
+    functions.wish(&defined, wishes);
     functions.forget_if_empty(&defined.name);
 }
 
@@ -122,7 +123,7 @@ async fn give_up(functions: &Functions, seat: &Seat, error: TaskError) -> Result
     seat.give_up(&functions.caller, Some(failed)).await
 }
 
-/// The record of a slot whose container is gone for this reason.
+/// The record of a slot whose container is gone for this reason. Its start stays where it had begun.
 pub fn failed(record: Instance, error: TaskError, failures: u32, now: schemas::Timestamp) -> Instance {
     let pause = RETRY.0.saturating_mul(1 << (failures.saturating_sub(1)).min(10)).min(RETRY.1);
     Instance {
@@ -131,7 +132,6 @@ pub fn failed(record: Instance, error: TaskError, failures: u32, now: schemas::T
         name: None,
         ip_address: None,
         port: None,
-        start: None,
         ready_at: None,
         error: Some(error),
         failures,
@@ -150,11 +150,16 @@ async fn watch(functions: &Arc<Functions>, pool: &Arc<Pool>, seat: &Arc<Seat>) -
         if let Some(why) = unwanted(functions, &defined, seat) {
             return End::Unwanted(why);
         }
-        let idle_at = idle_at(functions, &defined, seat);
-        let pause_at = match seat.is_calm() && !seat.is_paused().await {
-            true => pause_at(functions, &defined, seat),
-            false => None,
-        };
+        let (mut idle_at, mut pause_at) = (None, None);
+        if seat.is_calm() {
+            let spare = is_spare(&defined, seat).then_some(defined.function.idle_timeout);
+            idle_at = spare.map(|idle| idle_from(functions, seat, idle.0));
+            let pause = defined.function.pause_after;
+            pause_at = match pause {
+                Some(pause) if !seat.is_paused().await => Some(idle_from(functions, seat, pause.0)),
+                _ => None,
+            };
+        }
         let next =
             [Some(look_at), Some(read_at), idle_at, pause_at].into_iter().flatten().min().expect("two are always");
         tokio::select! {
@@ -198,11 +203,13 @@ async fn watch(functions: &Arc<Functions>, pool: &Arc<Pool>, seat: &Arc<Seat>) -
                 }
             }
         }
-        if idle_at.is_some_and(|at| now >= at) && self::idle_at(functions, &defined, seat).is_some_and(|at| now >= at) {
+        let idle_for = functions.worker.js.now().since(seat.last_used());
+        let is_calm = seat.is_calm();
+        if is_calm && is_spare(&defined, seat) && idle_for >= defined.function.idle_timeout.0 {
             return End::Unwanted("idle");
         }
-        if pause_at.is_some_and(|at| now >= at) && self::pause_at(functions, &defined, seat).is_some_and(|at| now >= at)
-        {
+        let is_due = defined.function.pause_after.is_some_and(|after| idle_for >= after.0);
+        if is_calm && is_due && !seat.is_paused().await {
             match seat.pause().await {
                 Ok(true) => {
                     let _ = seat.rewrite(&functions.caller, |record| record.status = InstanceStatus::Paused).await;
@@ -226,19 +233,13 @@ fn unwanted(functions: &Functions, defined: &Defined, seat: &Seat) -> Option<&'s
     (seat.index >= defined.function.max).then_some("more than `max`")
 }
 
-/// When it has been idle for too long, if that can be.
-fn idle_at(functions: &Functions, defined: &Defined, seat: &Seat) -> Option<Instant> {
-    let is_spare = seat.index >= defined.function.min && seat.is_calm();
-    is_spare.then(|| after(functions, seat, defined.function.idle_timeout.0))
+/// Whether it may go when it is idle.
+fn is_spare(defined: &Defined, seat: &Seat) -> bool {
+    seat.index >= defined.function.min
 }
 
-/// When it is to be paused, if that is wanted.
-fn pause_at(functions: &Functions, defined: &Defined, seat: &Seat) -> Option<Instant> {
-    let wanted = defined.function.pause_after.filter(|_| seat.is_calm())?;
-    Some(after(functions, seat, wanted.0))
-}
-
-fn after(functions: &Functions, seat: &Seat, idle: Duration) -> Instant {
+/// When it will have been idle for so long, if nobody calls.
+fn idle_from(functions: &Functions, seat: &Seat, idle: Duration) -> Instant {
     let so_far = functions.worker.js.now().since(seat.last_used());
     Instant::now() + idle.saturating_sub(so_far)
 }

@@ -1,6 +1,7 @@
 //! Wishes for instances: pulled as long as there is room, each fulfilled once, whoever wished for it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_nats::Message;
@@ -215,10 +216,12 @@ async fn look(functions: &Arc<Functions>, delivery: &Delivery) -> Verdict {
         return Verdict::Done;
     }
     let (record, revision) = found;
-    if let Some(record) = &record
-        && is_good(functions, &defined, record, revision, &request).await
-    {
-        return Verdict::Done;
+    if let Some(record) = &record {
+        match standing(functions, &defined, record, revision, &request).await {
+            Found::Good => return Verdict::Done,
+            Found::Doubted => return Verdict::Again(LOOK_AGAIN),
+            Found::Nothing => {}
+        }
     }
     match make::make(functions, &defined, &Slot { index, revision }).await {
         Ok(_) => Verdict::Done,
@@ -230,40 +233,55 @@ async fn look(functions: &Arc<Functions>, delivery: &Delivery) -> Verdict {
     }
 }
 
-/// Whether the slot has an instance that is as it should be. Who waits for it is told.
-async fn is_good(
+/// How a slot is found.
+enum Found {
+    /// It has an instance that is as it should be. Who waits for it was told.
+    Good,
+    /// Whether its instance is well is about to be known.
+    Doubted,
+    /// It has none, or one to be replaced.
+    Nothing,
+}
+
+async fn standing(
     functions: &Functions,
     defined: &Defined,
     record: &Instance,
     revision: u64,
     request: &EnsureRequest,
-) -> bool {
+) -> Found {
     if !record.takes_calls() || record.spec != defined.function.spec() {
-        return false;
+        return Found::Nothing;
     }
     if let Some(seat) = record.start.as_ref().and_then(|start| functions.held(&defined.name, start)) {
-        // Written again as soon as it is found well; a doubted one may be on its way out.
-        let alive = |record: &mut Instance| record.boot = functions.worker.instance.clone();
-        let retold = seat.rewrite(&functions.caller, alive).await;
-        return matches!(retold, Ok(Standing::Ours(status)) if status != InstanceStatus::Stopping);
+        if !seat.takes.load(Ordering::Relaxed) {
+            return Found::Doubted;
+        }
+        // Written again: that makes whoever doubted it believe it.
+        let alive = |record: &mut Instance| record.last_used = Some(functions.worker.js.now());
+        return match seat.rewrite(&functions.caller, alive).await {
+            Ok(Standing::Ours(status)) if status != InstanceStatus::Stopping => Found::Good,
+            Ok(_) => Found::Nothing,
+            Err(_) => Found::Doubted,
+        };
     }
     if record.worker == functions.worker.id {
         // Ours, and not here: it was an earlier boot's.
-        return false;
+        return Found::Nothing;
     }
     match functions.caller.answers(record).await {
         Ok(true) => {}
-        Ok(false) => return false,
+        Ok(false) => return Found::Nothing,
         Err(error) => {
             tracing::debug!(%error, "whether its holder is there is not known; it is left as it is");
-            return true;
+            return Found::Doubted;
         }
     }
     if request.gone.is_some() && request.gone == record.start {
-        // Doubted, and its holder is there: written again, it is believed. The holder reads it and goes on from there.
+        // Doubted, and its holder is there. The holder reads it and goes on from there.
         let _ = functions.caller.put_instance(record, revision).await;
     }
-    true
+    Found::Good
 }
 
 /// Tells why a slot has no instance, or no newer one.
