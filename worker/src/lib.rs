@@ -25,6 +25,7 @@ mod placement;
 mod poison;
 pub mod policy;
 mod quarantine;
+pub mod registry;
 pub mod runtime;
 mod service;
 mod settle;
@@ -314,6 +315,7 @@ async fn add_docker(
         return Ok(());
     }
     let docker = DockerConfig {
+        scratch: config.state_dir.join("pulls").join(own.id.as_str()),
         settings: config.containers.clone(),
         fleet: stores::fleet(js, config).await.map_err(WorkerError::Inbox)?,
         worker: own.id.clone(),
@@ -347,6 +349,7 @@ async fn add_containerd(
         return Ok(());
     }
     let containerd = ContainerdConfig {
+        scratch: config.state_dir.join("pulls-containerd").join(own.id.as_str()),
         settings: config.containers.clone(),
         fleet: stores::fleet(js, config).await.map_err(WorkerError::Inbox)?,
         worker: own.id.clone(),

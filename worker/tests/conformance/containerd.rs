@@ -65,6 +65,7 @@ impl Traces {
             fleet: "test".to_owned(),
             worker: worker.clone(),
             instance: instance.to_owned(),
+            scratch: std::env::temp_dir().join(format!("shoal-test-pulls-{:016x}", rand::random::<u64>())),
             guard: GuardCommand::this_program(),
         }
     }

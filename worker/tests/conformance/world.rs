@@ -72,6 +72,7 @@ impl World {
             fleet: "test".to_owned(),
             worker: worker.clone(),
             instance: "one".to_owned(),
+            scratch: std::env::temp_dir().join(format!("shoal-test-pulls-{worker}")),
             guard: GuardCommand::this_program(),
         };
         let runtime = within(DockerRuntime::new(config)).await.unwrap();

@@ -14,10 +14,11 @@ use super::attend::Attendant;
 use super::create::{Made, Maker, Users, Wish, working_dir};
 use super::engine::{Engine, PATIENCE, ours};
 use super::groups::Span;
-use super::image::{Image, Images, Unfit};
+use super::image::{Image, Images};
 use super::input::{self, Pipes};
 use super::instances::Kept;
 use super::labels::container_id;
+use super::pull::Puller;
 use super::spec::check_limits;
 use super::status::{is_unreachable, start_refused, words};
 use super::sweep::{remove_all, sweep};
@@ -26,6 +27,7 @@ use super::{ContainerdConfig, NAME};
 use crate::image::ImageName;
 use crate::logs::Notes;
 use crate::policy::ContainerSettings;
+use crate::registry::Registries;
 use crate::runtime::container::files::open_to_all;
 use crate::runtime::container::guard::Target;
 use crate::runtime::container::jobs::{Jobs, Known};
@@ -48,7 +50,8 @@ pub(super) struct Core {
     /// Nothing starts any more, and what runs ends.
     pub(super) closed: CancellationToken,
     pub(super) keeper: Keeper,
-    pub(super) images: Images,
+    pub(super) images: Arc<Images>,
+    puller: Arc<Puller>,
     users: Users,
     pub(super) kept: Kept,
 }
@@ -57,8 +60,11 @@ impl Core {
     pub(super) async fn new(engine: Arc<Engine>, config: ContainerdConfig) -> Self {
         let owner = Owner { fleet: config.fleet, worker: config.worker, instance: config.instance };
         let target = Target::Containerd(engine.place.clone());
+        let images = Arc::new(Images::new(engine.clone()));
+        let registries = Registries::new(config.settings.registries.clone());
         Self {
-            images: Images::new(engine.clone()),
+            puller: Arc::new(Puller::new(images.clone(), registries, config.scratch)),
+            images,
             users: Users::default(),
             kept: Kept::default(),
             keeper: Keeper::start(config.guard, target, owner.clone()).await,
@@ -221,7 +227,7 @@ impl Core {
             (PullPolicy::Never, _) => PullPolicy::Never,
             (default, asked) => asked.unwrap_or(default),
         };
-        self.images.ensure(&name, pull, notes).await
+        self.puller.ensure(&name, pull, notes).await
     }
 
     /// Undoes what a start made, or may have made.
@@ -275,19 +281,4 @@ impl Core {
 pub(super) fn hostname(start: &StartId) -> String {
     let name: String = start.as_str().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(63).collect();
     name.trim_matches('-').to_owned()
-}
-
-impl Images {
-    /// Makes sure that the image is there and ready to be stood on.
-    async fn ensure(&self, name: &ImageName, policy: PullPolicy, notes: &Notes) -> Result<Image, StartError> {
-        let _ = notes;
-        match (self.find(name).await, policy) {
-            (Ok(image), _) => Ok(image),
-            (Err(Unfit::Missing), _) => {
-                let message = format!("the engine has no image `{name}`, and here it is never pulled");
-                Err(StartError::Refused { code: Code::ImageNotFound, message })
-            }
-            (Err(unfit), _) => Err(unfit.to_start_error(name)),
-        }
-    }
 }

@@ -271,6 +271,24 @@ impl Images {
         }
     }
 
+    /// Takes an image as files, and gives it this name.
+    pub(super) async fn take(
+        &self,
+        name: &ImageName,
+        manifest: Descriptor,
+        places: &HashMap<String, Piece>,
+    ) -> Result<(), ImportError> {
+        let lease = self.engine.lease().await?;
+        let stored = self.store(&lease, manifest, places).await;
+        let named = match stored {
+            Ok(manifest) => self.name(name, manifest).await.map_err(ImportError::from),
+            Err(error) => Err(error),
+        };
+        // Only now does the name hold what was written.
+        self.engine.give_back(lease).await;
+        named
+    }
+
     /// Writes the manifest with all that it names: each blob from its place. Returns the manifest's descriptor.
     pub(super) async fn store(
         &self,

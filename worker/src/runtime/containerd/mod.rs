@@ -35,6 +35,7 @@ mod labels;
 mod launch;
 mod namespace;
 mod network;
+mod pull;
 mod runtime;
 mod seccomp;
 mod snapshot;
@@ -95,6 +96,8 @@ pub struct ContainerdConfig {
     pub worker: AgentId,
     /// This boot of the worker.
     pub instance: String,
+    /// A folder of this worker alone, for images on their way to the engine. Emptied at the start; made when needed.
+    pub scratch: PathBuf,
     /// How the guard is started: this program, with another first argument.
     pub guard: GuardCommand,
 }

@@ -29,6 +29,7 @@ mod files;
 pub(in crate::runtime) mod grip;
 mod instances;
 mod launch;
+mod load;
 mod network;
 mod output;
 mod program;
@@ -37,6 +38,8 @@ pub mod refusal;
 mod runtime;
 pub mod sweep;
 mod usage;
+
+use std::path::PathBuf;
 
 use schemas::AgentId;
 
@@ -62,6 +65,8 @@ pub struct DockerConfig {
     pub worker: AgentId,
     /// This boot of the worker.
     pub instance: String,
+    /// A folder of this worker alone, for images on their way to the engine. Emptied at the start; made when needed.
+    pub scratch: PathBuf,
     /// How the guard is started: this program, with another first argument.
     pub guard: GuardCommand,
 }
