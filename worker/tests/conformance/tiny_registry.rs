@@ -9,9 +9,12 @@ use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
+/// By path: the type of the body, and the body.
+type Answers = Arc<Mutex<HashMap<String, (String, Vec<u8>)>>>;
+
 pub struct TinyRegistry {
     pub host: String,
-    answers: Arc<Mutex<HashMap<String, (String, Vec<u8>)>>>,
+    answers: Answers,
     /// Requests for layers.
     pub layers_asked: Arc<AtomicUsize>,
     _serving: tokio::task::JoinHandle<()>,
@@ -27,7 +30,7 @@ impl TinyRegistry {
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let host = listener.local_addr().unwrap().to_string();
-        let answers: Arc<Mutex<HashMap<String, (String, Vec<u8>)>>> = Arc::default();
+        let answers: Answers = Arc::default();
         let layers_asked = Arc::new(AtomicUsize::new(0));
         let (of, asked) = (answers.clone(), layers_asked.clone());
         let serving = tokio::spawn(async move {
@@ -43,14 +46,20 @@ impl TinyRegistry {
                     }
                     let head = String::from_utf8_lossy(&head).into_owned();
                     let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
-                    if path.ends_with("#layer") || of.lock().unwrap().get(&path).is_some_and(|(kind, _)| kind == "layer") {
+                    if path.ends_with("#layer")
+                        || of.lock().unwrap().get(&path).is_some_and(|(kind, _)| kind == "layer")
+                    {
                         asked.fetch_add(1, Ordering::Relaxed);
                     }
                     let found = of.lock().unwrap().get(&path).cloned();
                     let (status, kind, body) = match found {
                         _ if path == "/v2/" => ("200 OK", "application/json".to_owned(), b"{}".to_vec()),
                         Some((kind, body)) => ("200 OK", kind, body),
-                        None => ("404 Not Found", "application/json".to_owned(), br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"no"}]}"#.to_vec()),
+                        None => (
+                            "404 Not Found",
+                            "application/json".to_owned(),
+                            br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"no"}]}"#.to_vec(),
+                        ),
                     };
                     let head = format!(
                         "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
