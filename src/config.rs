@@ -19,6 +19,9 @@ use serde_json::Value;
 use crate::cli::Cli;
 use crate::{exit, output};
 
+/// The value name of a flag that takes a mapping of mappings, as JSON; in the file it is written as one.
+pub const MAPPING: &str = "MAPPING";
+
 /// What was asked for, and what `config show` needs to explain it.
 pub struct Invocation {
     /// Arguments, every default filled in.
@@ -207,13 +210,21 @@ fn from_text(text: &str, command: &Command) -> Result<BTreeMap<String, Vec<Strin
             return Err(format!("unknown key `{key}`; {}", output::did_you_mean(&key, &names)));
         };
         let many = matches!(arg.get_action(), ArgAction::Append);
-        let words = words(&value, many).map_err(|problem| format!("key `{key}`: {problem}"))?;
+        let words = match &value {
+            Value::Object(_) if takes_mapping(arg) => Ok(vec![value.to_string()]),
+            value => words(value, many),
+        };
+        let words = words.map_err(|problem| format!("key `{key}`: {problem}"))?;
         check(arg, &words).map_err(|problem| format!("key `{key}`: {problem}"))?;
         if !words.is_empty() {
             values.insert(key, words);
         }
     }
     Ok(values)
+}
+
+fn takes_mapping(arg: &Arg) -> bool {
+    arg.get_value_names().is_some_and(|names| names == [MAPPING])
 }
 
 /// A value as its flag takes it: a list as repeated flags or joined by commas, a mapping as `k=v` or `k:v` of these.
@@ -310,6 +321,7 @@ fn settings(command: &Command, file: &BTreeMap<String, Vec<String>>, matches: &A
         let flag = format!("--{}", flag(&arg).unwrap_or_default());
         let value = match key.ends_with("_token") {
             true => value.map(|_| "***".to_owned()),
+            false if takes_mapping(&arg) => value.map(|value| without_passwords(&value)),
             false => value.map(|value| without_secret(&value)),
         };
         Setting { value, key, flag, variable, commands, origin, help }
@@ -324,6 +336,26 @@ fn without_secret(value: &str) -> String {
         _ => url.to_owned(),
     };
     if value.contains("://") { value.split(',').map(one).collect::<Vec<_>>().join(",") } else { value.to_owned() }
+}
+
+/// What is called `password` anywhere in a mapping becomes `***`; of what is no mapping nothing is shown.
+fn without_passwords(mapping: &str) -> String {
+    fn mask(value: &mut Value) {
+        let Value::Object(fields) = value else { return };
+        for (name, value) in fields {
+            match name == "password" {
+                true => *value = "***".into(),
+                false => mask(value),
+            }
+        }
+    }
+    match serde_saphyr::from_str::<Value>(mapping) {
+        Ok(mut value @ Value::Object(_)) => {
+            mask(&mut value);
+            value.to_string()
+        }
+        _ => "***".to_owned(),
+    }
 }
 
 #[cfg(test)]

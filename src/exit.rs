@@ -60,6 +60,8 @@ fn of_failure(record: &TaskRecord) -> Exit {
             Code::PolicyForbidden
             | Code::ImageNotFound
             | Code::ImagePullFailed
+            | Code::RegistryUntrusted
+            | Code::RegistryLoginRefused
             | Code::InvalidImage
             | Code::UserNotFound
             | Code::PortTaken

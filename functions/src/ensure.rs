@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_nats::Subscriber;
 use futures_util::{FutureExt, StreamExt};
 use schemas::function::EnsureRequest;
-use schemas::{Code, FunctionName, Instance, InstanceStatus, StartId};
+use schemas::{Code, FunctionName, Instance, InstanceStatus, StartId, TaskError};
 use tokio::time::Instant;
 
 use crate::definition::{Defined, Known};
@@ -55,8 +55,11 @@ impl Caller {
             {
                 return Ok(instance);
             }
-            if let Some(error) = wished.as_ref().and_then(|wished| failure(&instances, wished)) {
-                return Err(error);
+            match wished.as_ref().and_then(|wished| failed(&instances, wished)) {
+                // One that had begun and ended since is no answer to the wish, which may have been settled before.
+                Some(instance) if instance.start.is_some() => wished = None,
+                Some(instance) => return Err(CallError::Failed(why(instance))),
+                None => {}
             }
             // Once more with each look that was not called for: the wish that was in the slot may have been another one.
             if wished.as_ref().is_none_or(|wished| wished.at.elapsed() >= LOOK_AGAIN) {
@@ -106,11 +109,15 @@ fn usable<'a>(instances: impl IntoIterator<Item = &'a Known>, defined: &Defined)
     best.map(|known| known.instance.clone())
 }
 
-/// Why the start that was wished for failed.
-fn failure(instances: &[Known], wished: &Wished) -> Option<CallError> {
+/// The record of the slot that was wished for, if it has failed since.
+fn failed<'a>(instances: &'a [Known], wished: &Wished) -> Option<&'a Instance> {
     let ours = instances.iter().find(|known| known.instance.index == wished.index && known.revision > wished.since)?;
-    let failed = ours.instance.status == InstanceStatus::Failed;
-    ours.instance.error.clone().filter(|_| failed).map(CallError::Failed)
+    Some(&ours.instance).filter(|instance| instance.status == InstanceStatus::Failed)
+}
+
+fn why(failed: &Instance) -> TaskError {
+    let unknown = || TaskError::new(Code::Internal, "its record does not say why it failed");
+    failed.error.clone().unwrap_or_else(unknown)
 }
 
 fn nobody(defined: &Defined) -> CallError {

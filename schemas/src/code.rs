@@ -87,6 +87,10 @@ codes! {
     ImageNotFound = "image_not_found", retryable: false;
     /// The image could not be pulled, for a reason that may pass.
     ImagePullFailed = "image_pull_failed", retryable: true;
+    /// The registry's certificate is signed by nobody whom the worker trusts, or is for another host.
+    RegistryUntrusted = "registry_untrusted", retryable: true;
+    /// The registry does not take the user and password that the worker has for it.
+    RegistryLoginRefused = "registry_login_refused", retryable: true;
     /// The image's name or digest cannot be read, or the image is not for this machine.
     InvalidImage = "invalid_image", retryable: false;
     /// The image has no such user or group.

@@ -4,6 +4,7 @@ use clap::Args;
 use schemas::task::PullPolicy;
 use schemas::{Bytes, Cpu, HumanDuration, Limit};
 use worker::policy::{AllowedMount, ContainerSettings, Policy, is_image_glob};
+use worker::registry::RegistrySettings;
 use worker::runtime::Bounds;
 
 use super::Error;
@@ -54,6 +55,9 @@ pub struct Containers {
     /// Time between two sweeps of containers, networks and volumes that nobody owns any more
     #[arg(long, env = "SHOAL_SWEEP_EVERY", default_value = "60s", value_name = "DURATION")]
     pub sweep_every: HumanDuration,
+    /// Registries that are not spoken to the usual way, as a mapping: {"registry.local:5000": {"scheme": "http"}}
+    #[arg(long, env = "SHOAL_REGISTRIES", default_value = "{}", value_parser = registries, value_name = crate::config::MAPPING)]
+    pub registries: RegistrySettings,
 }
 
 impl Containers {
@@ -94,6 +98,7 @@ impl Containers {
             network: self.container_network.clone(),
             pull: self.image_pull,
             sweep_every: self.sweep_every.0,
+            registries: self.registries.clone(),
         })
     }
 }
@@ -106,4 +111,14 @@ pub fn pull(word: &str) -> Result<PullPolicy, String> {
         "never" => Ok(PullPolicy::Never),
         _ => Err("allowed is always, if_not_present, never".into()),
     }
+}
+
+/// A mapping of registries, as JSON or YAML.
+fn registries(text: &str) -> Result<RegistrySettings, String> {
+    if text.trim().is_empty() {
+        return Ok(RegistrySettings::default());
+    }
+    let value: serde_json::Value =
+        serde_saphyr::from_str(text).map_err(|error| format!("it is no mapping: {error}"))?;
+    serde_json::from_value(value).map_err(|error| error.to_string())
 }

@@ -25,6 +25,7 @@ mod placement;
 mod poison;
 pub mod policy;
 mod quarantine;
+pub mod registry;
 pub mod runtime;
 mod service;
 mod settle;
@@ -286,6 +287,7 @@ async fn allowed_runtimes(
                     continue;
                 }
                 let docker = DockerConfig {
+                    scratch: config.state_dir.join("pulls").join(own.id.as_str()),
                     settings: config.containers.clone(),
                     fleet: stores::fleet(js, config).await.map_err(WorkerError::Inbox)?,
                     worker: own.id.clone(),

@@ -11,6 +11,7 @@ use schemas::task::{Container, Mount, PullPolicy};
 use schemas::{Bytes, Code, Cpu, Limit};
 
 use crate::image::ImageName;
+use crate::registry::RegistrySettings;
 use crate::runtime::{Bounds, StartError};
 
 /// Network of functions unless their definition says otherwise: the engine's own way out, and in.
@@ -68,6 +69,8 @@ pub struct ContainerSettings {
     pub pull: PullPolicy,
     /// Time between two sweeps of what nobody owns.
     pub sweep_every: Duration,
+    /// How registries are spoken to that want another way than the usual one.
+    pub registries: RegistrySettings,
 }
 
 /// What loosens a container's confinement and is allowed here. Everything not named is forbidden.
@@ -373,6 +376,7 @@ impl Default for ContainerSettings {
             network: "none".to_owned(),
             pull: PullPolicy::IfNotPresent,
             sweep_every: Duration::from_secs(60),
+            registries: RegistrySettings::default(),
         }
     }
 }

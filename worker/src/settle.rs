@@ -81,6 +81,8 @@ pub fn outcome(end: &End) -> Outcome {
             | Code::PolicyForbidden
             | Code::ImageNotFound
             | Code::ImagePullFailed
+            | Code::RegistryUntrusted
+            | Code::RegistryLoginRefused
             | Code::InvalidImage
             | Code::UserNotFound
             | Code::PortTaken => Outcome::FailedToStart,

@@ -69,6 +69,7 @@ impl Fixture {
             fleet: "test".to_owned(),
             worker: worker.clone(),
             instance: "one".to_owned(),
+            scratch: std::env::temp_dir().join(format!("shoal-test-pulls-{:016x}", rand::random::<u64>())),
             guard: GuardCommand::this_program(),
         };
         let runtime = within(DockerRuntime::new(config)).await.unwrap();
@@ -731,6 +732,7 @@ async fn what_an_earlier_life_left_is_swept_before_the_first_job() {
         fleet: "test".to_owned(),
         worker: fixture.worker.clone(),
         instance: "two".to_owned(),
+        scratch: fixture.folder.path().join("pulls"),
         guard: GuardCommand::this_program(),
     };
     let next = within(DockerRuntime::new(config)).await.unwrap();

@@ -676,6 +676,9 @@ fn remedy(code: Code, key: &TaskKey) -> String {
             format!("let a worker allow it (`shoal worker --help`) or ask for less, {again}")
         }
         Code::ImageNotFound | Code::InvalidImage | Code::UserNotFound => format!("correct image and user, {again}"),
+        Code::RegistryUntrusted | Code::RegistryLoginRefused => {
+            format!("correct the worker's setting `registries`, or its `docker login`, {again}")
+        }
         Code::ImagePullFailed | Code::EngineUnavailable | Code::EngineLost | Code::PortTaken | Code::StartFailed => {
             format!("look at the engine and the machine of its worker, {again}")
         }

@@ -122,7 +122,10 @@ async fn call(
                 if woken {
                     functions.tell_awake(&seat);
                 }
-                match post(functions, defined, asked, message, &seat).await {
+                let posted = post(functions, defined, asked, message, &seat).await;
+                // Idleness begins at its end.
+                functions.touch(&seat, defined);
+                match posted {
                     Ok(answer) => {
                         pool.ended(false, Instant::now());
                         return Told::Answer(answer, seat);

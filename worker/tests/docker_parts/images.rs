@@ -6,8 +6,8 @@ use futures_util::future::join_all;
 use schemas::Code;
 use schemas::task::PullPolicy::{Always, IfNotPresent, Never};
 use shoal_worker::logs::Notes;
+use shoal_worker::registry::credentials::Credentials;
 use shoal_worker::runtime::StartError;
-use shoal_worker::runtime::docker::credentials::Credentials;
 use shoal_worker::runtime::docker::pull::{Image, Images};
 
 use crate::registry::{BLOBS, Fault, MANIFESTS, Registry};

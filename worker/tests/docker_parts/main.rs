@@ -6,10 +6,19 @@
 
 mod guard;
 mod images;
+mod instances;
+#[path = "../support/proxy.rs"]
+mod proxy;
 mod refusals;
 mod registry;
 mod support;
 mod sweep;
+
+/// What every runtime does.
+#[path = "../conformance"]
+mod conformance {
+    pub mod instances;
+}
 
 use std::ffi::{CStr, c_char, c_int};
 

@@ -16,6 +16,9 @@ use shoal_worker::runtime::docker::labels::{FLEET, MORTAL, Owner, START, own_lab
 /// Made from this machine's static busybox; it stays.
 pub const IMAGE: &str = "shoal-worker-test/busybox:1";
 
+/// The function that tests call; `scripts/engine` makes it.
+pub const FUNCTION: &str = "shoal-test/function:1";
+
 /// No test waits longer; in time means in far less.
 const TOO_LONG: Duration = Duration::from_secs(60);
 
@@ -84,6 +87,22 @@ impl Engine {
         };
         let body = bollard::body_full(busybox(&[]).into());
         self.docker.create_image(Some(options), Some(body), None).try_collect::<Vec<_>>().await.unwrap();
+    }
+
+    /// Has the image [`FUNCTION`] made, which takes `rustc` alone; `None` where it cannot be.
+    pub async fn make_function(&self) -> Option<()> {
+        if self.docker.inspect_image(FUNCTION).await.is_ok() {
+            return Some(());
+        }
+        let script = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/engine");
+        let output = std::process::Command::new(script).arg("found").output().expect("scripts/engine starts");
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{told}");
+        if self.docker.inspect_image(FUNCTION).await.is_ok() {
+            return Some(());
+        }
+        eprintln!("skipped: there is no {FUNCTION}: {told}");
+        None
     }
 
     /// Another life of the same worker.

@@ -29,6 +29,7 @@ use super::refusal::{attach_refused, create_refused, is_unreachable, start_refus
 use super::sweep::sweep;
 use super::{DockerConfig, NAME, files, output};
 use crate::policy::ContainerSettings;
+use crate::registry::Registries;
 use crate::runtime::{Job, StartError, Started};
 
 /// Between two tries to remove what the engine is busy with.
@@ -64,8 +65,9 @@ impl Core {
         let owner = Owner { fleet: config.fleet, worker: config.worker, instance: config.instance };
         // A folder that others write to can only be read and removed by root.
         let binds = nix::unistd::geteuid().is_root() && !engine.facts().is_shut_out;
+        let registries = Registries::new(config.settings.registries.clone());
         Self {
-            images: Images::new(engine.docker.clone(), NAME),
+            images: Images::new(engine.docker.clone(), NAME).with_registries(registries, config.scratch),
             holder: Holder::new(owner.clone()),
             keeper: Keeper::start(config.guard, engine.host.clone(), owner.clone()).await,
             engine,

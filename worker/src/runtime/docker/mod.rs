@@ -32,6 +32,7 @@ mod jobs;
 mod keeper;
 pub mod labels;
 mod launch;
+mod load;
 mod network;
 mod output;
 mod program;
@@ -40,6 +41,8 @@ pub mod refusal;
 mod runtime;
 pub mod sweep;
 mod usage;
+
+use std::path::PathBuf;
 
 use schemas::AgentId;
 
@@ -63,6 +66,8 @@ pub struct DockerConfig {
     pub worker: AgentId,
     /// This boot of the worker.
     pub instance: String,
+    /// A folder of this worker alone, for images on their way to the engine. Emptied at the start; made when needed.
+    pub scratch: PathBuf,
     /// How the guard is started: this program, with another first argument.
     pub guard: GuardCommand,
 }

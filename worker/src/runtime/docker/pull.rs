@@ -4,6 +4,7 @@
 //! others; when the last one gives up, the engine is told by the end of the connection.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -17,10 +18,13 @@ use schemas::task::PullPolicy;
 use tokio::sync::{OnceCell, watch};
 use tokio::task::AbortHandle;
 
-use super::credentials::{self, Credentials};
+use super::credentials;
+use super::load::{load, pinned};
 use super::refusal::{is_unreachable, status, words};
 use crate::image::ImageName;
 use crate::logs::Notes;
+use crate::registry::credentials::Credentials;
+use crate::registry::{Platform, Progress, PullError, Registries, RegistrySettings};
 use crate::runtime::StartError;
 
 /// Between two lines about the progress of one pull.
@@ -39,7 +43,12 @@ pub struct Images {
 struct Inner {
     docker: Docker,
     runtime: &'static str,
-    credentials: Credentials,
+    /// Those that the settings speak of are pulled from by this worker, the others by the engine.
+    registries: Registries,
+    /// For what this worker pulls.
+    scratch: PathBuf,
+    /// Manifest and id of what this worker gave to the engine, by name.
+    given: Mutex<HashMap<String, (String, String)>>,
     /// What is being pulled now, by whole name.
     pulls: Mutex<HashMap<String, Weak<Pull>>>,
     /// Operating system and architecture of the engine.
@@ -66,9 +75,43 @@ impl Images {
     /// The same with passwords of another place.
     pub fn with_credentials(docker: Docker, runtime: &'static str, credentials: Credentials) -> Self {
         let docker = docker.with_request_modifier(credentials::fit_header);
-        Self {
-            inner: Arc::new(Inner { docker, runtime, credentials, pulls: Mutex::default(), platform: OnceCell::new() }),
+        let registries = Registries::with_credentials(RegistrySettings::default(), credentials);
+        let scratch = std::env::temp_dir();
+        Self::of(Inner {
+            docker,
+            runtime,
+            registries,
+            scratch,
+            given: Mutex::default(),
+            pulls: Mutex::default(),
+            platform: OnceCell::new(),
+        })
+    }
+
+    fn of(inner: Inner) -> Self {
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// The same where some registries have settings; what is pulled from those passes through the folder `scratch`, which
+    /// is emptied.
+    pub fn with_registries(self, registries: Registries, scratch: PathBuf) -> Self {
+        // Of a pull that was killed.
+        if let Err(error) = std::fs::remove_dir_all(&scratch)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(%error, folder = %scratch.display(), "what is left of an earlier pull is not removed");
         }
+        let Inner { docker, runtime, .. } = &*self.inner;
+        let (docker, runtime) = (docker.clone(), *runtime);
+        Self::of(Inner {
+            docker,
+            runtime,
+            registries,
+            scratch,
+            given: Mutex::default(),
+            pulls: Mutex::default(),
+            platform: OnceCell::new(),
+        })
     }
 
     /// Makes sure that the engine has the image, and says which one it is. Cancel safe: a pull that nobody waits for any
@@ -166,7 +209,18 @@ impl Inner {
 
     /// By its whole name: an engine would also take a short one for the beginning of an id, past every rule about names.
     async fn find(&self, name: &ImageName) -> Result<Option<ImageInspect>, StartError> {
-        match bounded(self.docker.inspect_image(&name.to_string())).await {
+        if let Some(found) = self.find_called(&name.to_string()).await? {
+            return Ok(Some(found));
+        }
+        // What was handed to it has no digest of its own.
+        match pinned(name) {
+            Some(pinned) if self.registries.is_set(name.registry()) => self.find_called(&pinned).await,
+            _ => Ok(None),
+        }
+    }
+
+    async fn find_called(&self, name: &str) -> Result<Option<ImageInspect>, StartError> {
+        match bounded(self.docker.inspect_image(name)).await {
             Ok(found) => Ok(Some(found)),
             Err(error) if status(&error) == Some(404) => Ok(None),
             Err(error) => Err(match is_unreachable(&error) {
@@ -179,19 +233,19 @@ impl Inner {
         }
     }
 
-    /// Refuses what cannot run here. Where another architecture may be emulated that is only said.
-    async fn check_platform(&self, name: &ImageName, found: &ImageInspect, notes: &Notes) -> Result<(), StartError> {
-        let of_engine = self.platform.get_or_try_init(|| async {
+    /// Operating system and architecture of the engine.
+    async fn platform(&self) -> Result<&(String, String), String> {
+        let asking = self.platform.get_or_try_init(|| async {
             let version = bounded(self.docker.version()).await?;
             Ok::<_, Error>((version.os.unwrap_or_default(), version.arch.unwrap_or_default()))
         });
-        let (os, arch) = match of_engine.await {
-            Ok(platform) => platform,
-            Err(error) => {
-                let why = is_unreachable(&error).unwrap_or_else(|| words(&error));
-                return Err(StartError::Unavailable { runtime: self.runtime, why });
-            }
-        };
+        asking.await.map_err(|error| is_unreachable(&error).unwrap_or_else(|| words(&error)))
+    }
+
+    /// Refuses what cannot run here. Where another architecture may be emulated that is only said.
+    async fn check_platform(&self, name: &ImageName, found: &ImageInspect, notes: &Notes) -> Result<(), StartError> {
+        let platform = self.platform().await;
+        let (os, arch) = platform.map_err(|why| StartError::Unavailable { runtime: self.runtime, why })?;
         let image_os = found.os.as_deref().unwrap_or_default();
         let image_arch = found.architecture.as_deref().unwrap_or_default();
         let differs =
@@ -204,6 +258,51 @@ impl Inner {
             notes.say(&format!("warning: {told}; it runs emulated, if at all")).await;
         }
         Ok(())
+    }
+
+    /// Pulls what the settings speak of, and hands it to the engine unless it has exactly that already. What came, for
+    /// people.
+    async fn give(&self, name: &ImageName, state: &watch::Sender<State>) -> Result<Option<String>, Failed> {
+        let (os, architecture) = self.platform().await.map_err(Failed::unreachable)?.clone();
+        let platform = Platform { os, architecture, variant: None };
+        let resolved = self.registries.resolve(name, &platform).await?;
+        let found = self.find(name).await.map_err(Failed::looking)?.and_then(|found| found.id);
+        let given = self.given().get(&name.to_string()).cloned();
+        // By the id of engines that keep images as their configurations, or by what we gave to others.
+        if found.is_some_and(|id| id == resolved.config || given == Some((resolved.digest.clone(), id))) {
+            return Ok(None);
+        }
+        let unwritten = |source| PullError::Write { path: self.scratch.clone(), source };
+        tokio::fs::create_dir_all(&self.scratch).await.map_err(unwritten)?;
+        let folder = tempfile::tempdir_in(&self.scratch).map_err(unwritten)?;
+        let (progress, mut seen) = watch::channel(Progress::default());
+        let fetching = self.registries.fetch(&resolved, folder.path(), &progress);
+        tokio::pin!(fetching);
+        let pulled = loop {
+            tokio::select! {
+                biased;
+                pulled = &mut fetching => break pulled?,
+                _ = seen.changed() => {
+                    let line = format!("pulling image {name}: {}", *seen.borrow_and_update());
+                    state.send_modify(|state| state.line = line);
+                }
+            }
+        };
+        let summary = progress.borrow().to_string();
+        state.send_modify(|state| state.line = format!("handing image {name} to the engine"));
+        let called = pinned(name).unwrap_or_else(|| name.to_string());
+        load(&self.docker, &called, &pulled).await.map_err(|error| match is_unreachable(&error) {
+            Some(why) => Failed::unreachable(why),
+            None => Failed::passing(format!("the engine does not take the image `{name}`: {}", words(&error))),
+        })?;
+        if let Some(id) = self.find(name).await.map_err(Failed::looking)?.and_then(|found| found.id) {
+            self.given().insert(name.to_string(), (resolved.digest.clone(), id));
+        }
+        Ok(Some(summary))
+    }
+
+    fn given(&self) -> MutexGuard<'_, HashMap<String, (String, String)>> {
+        self.given.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the engine is there after all when a pull is silent: then it is the registry that is slow.
@@ -283,6 +382,19 @@ impl Failed {
         Self { code: Some(Code::ImagePullFailed), message }
     }
 
+    /// The engine does not answer.
+    fn unreachable(why: String) -> Self {
+        Self { code: None, message: why }
+    }
+
+    /// The engine could not be asked for an image.
+    fn looking(error: StartError) -> Self {
+        match error {
+            StartError::Unavailable { why, .. } => Self::unreachable(why),
+            error => Self::passing(error.to_task_error().message),
+        }
+    }
+
     fn to_start_error(&self, runtime: &'static str) -> StartError {
         match self.code {
             Some(code) => StartError::Refused { code, message: self.message.clone() },
@@ -291,35 +403,41 @@ impl Failed {
     }
 }
 
+impl From<PullError> for Failed {
+    fn from(error: PullError) -> Self {
+        Self { code: Some(error.code()), message: error.words() }
+    }
+}
+
 /// One pull, to its end.
 async fn run(inner: Arc<Inner>, name: ImageName, state: watch::Sender<State>) {
     let began = Instant::now();
-    let mut layers = Layers::default();
-    let ended = pull(&inner, &name, &state, &mut layers).await;
+    let pulled = match inner.registries.is_set(name.registry()) {
+        true => inner.give(&name, &state).await,
+        false => pull(&inner, &name, &state).await,
+    };
     state.send_modify(|state| {
         let seconds = began.elapsed().as_secs_f64();
-        state.line = match layers.all.len() {
-            0 => format!("image {name} is what its registry has"),
-            _ => format!("pulled image {name}: {} in {seconds:.1} s", layers.summary()),
+        state.line = match &pulled {
+            Ok(Some(summary)) => format!("pulled image {name}: {summary} in {seconds:.1} s"),
+            Ok(None) | Err(_) => format!("image {name} is what its registry has"),
         };
-        state.ended = Some(ended);
+        state.ended = Some(pulled.map(drop));
     });
 }
 
-async fn pull(
-    inner: &Inner,
-    name: &ImageName,
-    state: &watch::Sender<State>,
-    layers: &mut Layers,
-) -> Result<(), Failed> {
-    let found = inner.credentials.find(name.registry()).await;
+/// By the engine. What came, for people; `None` where it was all there.
+async fn pull(inner: &Inner, name: &ImageName, state: &watch::Sender<State>) -> Result<Option<String>, Failed> {
+    let mut layers = Layers::default();
+    let found = inner.registries.credentials().find(name.registry()).await;
     state.send_modify(|state| state.remarks.extend(found.remark));
     let options = CreateImageOptions {
         from_image: Some(name.repository()),
         tag: Some(name.pick().to_owned()),
         ..CreateImageOptions::default()
     };
-    let mut progress = std::pin::pin!(inner.docker.create_image(Some(options), None, found.credentials));
+    let mut progress =
+        std::pin::pin!(inner.docker.create_image(Some(options), None, found.login.map(credentials::to_engine)));
     loop {
         let Ok(item) = tokio::time::timeout(SILENCE, progress.next()).await else {
             if inner.answers().await {
@@ -328,7 +446,7 @@ async fn pull(
             return Err(Failed { code: None, message: "it went silent in the middle of a pull".to_owned() });
         };
         match item {
-            None => return Ok(()),
+            None => return Ok((!layers.all.is_empty()).then(|| layers.summary())),
             Some(Ok(info)) if tells_nothing(&info) => {
                 // Older engines and Podman put the error where no field for it is known.
                 return Err(Failed::passing(format!(
@@ -365,7 +483,11 @@ fn tells_nothing(info: &CreateImageInfo) -> bool {
 fn classified(name: &ImageName, status: Option<u16>, words: &str) -> Failed {
     let text = words.to_lowercase();
     let has = |phrases: &[&str]| phrases.iter().any(|phrase| text.contains(phrase));
-    let code = if has(&[
+    let code = if has(&["x509: ", "failed to verify certificate"]) {
+        Code::RegistryUntrusted
+    } else if has(&["incorrect username or password"]) {
+        Code::RegistryLoginRefused
+    } else if has(&[
         "no such host",
         "timeout",
         "timed out",
@@ -412,7 +534,6 @@ fn classified(name: &ImageName, status: Option<u16>, words: &str) -> Failed {
         "unauthorized",
         "authentication required",
         "no basic auth credentials",
-        "incorrect username or password",
         "denied:",
         "access denied",
         "access to the resource is denied",
@@ -485,7 +606,7 @@ mod tests {
     #[test]
     #[rustfmt::skip]
     fn the_words_of_a_pull_tell_whether_it_may_go_well_later() {
-        use Code::{ImageNotFound, ImagePullFailed, InvalidImage};
+        use Code::{ImageNotFound, ImagePullFailed, InvalidImage, RegistryLoginRefused, RegistryUntrusted};
         let name = ImageName::parse("registry.example/a:1").unwrap();
         for (status, words, expected) in [
             (404, "manifest for registry.example/a:1 not found: manifest unknown: manifest unknown", ImageNotFound),
@@ -510,7 +631,9 @@ mod tests {
             (0, "unexpected EOF", ImagePullFailed),
             (0, "error pulling image configuration: image config verification failed for digest sha256:abc", ImagePullFailed),
             (0, "write /var/lib/docker/tmp/x: no space left on device", ImagePullFailed),
-            (500, "x509: certificate signed by unknown authority", ImagePullFailed),
+            (500, "Get \"https://registry.example/v2/\": x509: certificate signed by unknown authority", RegistryUntrusted),
+            (500, "Get \"https://registry.example/v2/\": tls: failed to verify certificate: x509: certificate is valid for a, not b", RegistryUntrusted),
+            (500, "Get \"https://registry.example/v2/\": unauthorized: incorrect username or password", RegistryLoginRefused),
             (500, "something nobody has seen yet", ImagePullFailed),
         ] {
             let status = Some(status).filter(|status| *status != 0);
