@@ -3,6 +3,7 @@
 mod bare;
 mod engine;
 mod fleet;
+mod function;
 mod load;
 mod logs;
 mod machine;

@@ -21,6 +21,8 @@ pub struct Plan {
     pub queue: QueueName,
     /// What containers are started from; its `true` is run.
     pub image: String,
+    /// What functions are made from.
+    pub function_image: Option<String>,
     /// The engine, for what is measured beside; a worker of ours is told the same.
     pub engine: ContainerSettings,
 }

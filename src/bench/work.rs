@@ -8,6 +8,7 @@ use worker::runtime::docker::bare::Bare;
 
 use super::engine::{Engine, Writes};
 use super::fleet::Fleet;
+use super::function::Called;
 use super::load::{self, Load};
 use super::meter::Parts;
 use super::report::Round;
@@ -79,6 +80,18 @@ pub enum Work {
     Processes(usize),
     /// So many containers at once, on an engine of containers without Shoal.
     Containers(usize, Arc<Bare>),
+    /// Calls of a warm function, so many at once, no faster than so many a second.
+    Invoke(Arc<Called>, usize, Option<u32>),
+    /// HTTP requests to its container.
+    Post(Arc<Called>, usize),
+    /// NATS requests, answered by this program.
+    RoundTrip(Arc<Called>, usize),
+    /// Ensures of a warm function.
+    Ensure(Arc<Called>, usize),
+    /// Ensures of a cold one.
+    EnsureCold(Arc<Called>),
+    /// The same by the container engine alone.
+    BareFunction(Arc<Called>, Arc<Bare>),
 }
 
 impl Work {
@@ -86,7 +99,16 @@ impl Work {
     pub fn what(&self) -> String {
         let writes = |same: &bool| if *same { Writes::Same { record_bytes: 0 } } else { Writes::Least };
         match self {
-            Self::Cycle { .. } | Self::Submit { .. } | Self::SubmitMany { .. } | Self::Drain { .. } => "Shoal".into(),
+            Self::Cycle { .. }
+            | Self::Submit { .. }
+            | Self::SubmitMany { .. }
+            | Self::Drain { .. }
+            | Self::Invoke(..)
+            | Self::Ensure(..)
+            | Self::EnsureCold(..) => "Shoal".into(),
+            Self::Post(..) => "HTTP request to the container".into(),
+            Self::RoundTrip(..) => "NATS round trip".into(),
+            Self::BareFunction(..) => "Engine API: create, start, address, health".into(),
             Self::EngineCycle { same, .. } | Self::EngineDrain { same, .. } => writes(same).what().into(),
             Self::EngineSubmit { same, .. } | Self::EngineBursts { same, .. } => {
                 let headers = if *same { ", the same headers" } else { "" };
@@ -100,12 +122,22 @@ impl Work {
     /// Whose CPU it uses beside that of this program.
     pub fn parts(&self, fleet: &Fleet) -> Parts {
         match self {
-            Self::Cycle { .. } | Self::Submit { .. } | Self::SubmitMany { .. } | Self::Drain { .. } => fleet.pids(),
+            Self::Cycle { .. }
+            | Self::Submit { .. }
+            | Self::SubmitMany { .. }
+            | Self::Drain { .. }
+            | Self::Invoke(..)
+            | Self::Ensure(..)
+            | Self::EnsureCold(..) => fleet.pids(),
             Self::EngineCycle { .. }
             | Self::EngineSubmit { .. }
             | Self::EngineBursts { .. }
             | Self::EngineDrain { .. } => fleet.engine_pids(),
-            Self::Processes(_) | Self::Containers(..) => Parts::new(),
+            Self::Processes(_)
+            | Self::Containers(..)
+            | Self::Post(..)
+            | Self::RoundTrip(..)
+            | Self::BareFunction(..) => Parts::new(),
         }
     }
 
@@ -144,6 +176,12 @@ impl Work {
             }
             Self::Processes(at_once) => bare::processes("/bin/true", jobs, *at_once).await,
             Self::Containers(at_once, engine) => bare::containers(engine, jobs, *at_once).await,
+            Self::Invoke(called, at_once, pace) => called.invoke(jobs, *at_once, *pace).await,
+            Self::Post(called, at_once) => called.post(jobs, *at_once).await,
+            Self::RoundTrip(called, at_once) => called.round_trip(jobs, *at_once).await,
+            Self::Ensure(called, at_once) => called.ensure(jobs, *at_once).await,
+            Self::EnsureCold(called) => called.ensure_cold(jobs).await,
+            Self::BareFunction(called, engine) => called.make_bare(engine, jobs).await,
         }
     }
 }

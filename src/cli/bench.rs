@@ -35,6 +35,9 @@ pub struct Bench {
     /// What the suite `container` starts; its `true` is run [default: an image of our own, made on the spot]
     #[arg(long, default_value = TRUE_IMAGE, hide_default_value = true, value_name = "IMAGE")]
     pub image: String,
+    /// What the suite `functions` calls: an image that gives each body back, as the Lambda runtime interface emulator
+    #[arg(long, value_name = "IMAGE")]
+    pub function_image: Option<String>,
     /// The Docker engine [default: DOCKER_HOST, else the usual sockets]
     #[arg(long, env = "SHOAL_DOCKER_HOST", value_name = "URL")]
     pub docker_host: Option<String>,
@@ -58,6 +61,7 @@ pub async fn run(args: Bench, on: &Server<'_>) -> Result<Exit, Error> {
         percent: args.percent as usize,
         queue: args.queue,
         image: args.image,
+        function_image: args.function_image,
         engine,
     };
     let measured = tokio::select! {

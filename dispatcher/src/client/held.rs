@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use jetstream::ApiError;
+use schemas::agent::CONTAINER_RUNTIMES;
 use schemas::containers::{ContainersReply, ContainersRequest, ContainersVerb, HeldContainer};
 use schemas::{AgentId, AgentKind, AgentStatus, header};
 
@@ -31,8 +32,12 @@ impl Client {
             Some(worker) => vec![worker.clone()],
             None => {
                 let agents = self.agents().await?.into_iter();
-                let there = agents
-                    .filter(|agent| agent.record.kind == AgentKind::Worker && agent.status != AgentStatus::Offline);
+                let there = agents.filter(|agent| {
+                    let mut runtimes = agent.record.runtimes.keys();
+                    agent.record.kind == AgentKind::Worker
+                        && agent.status != AgentStatus::Offline
+                        && runtimes.any(|runtime| CONTAINER_RUNTIMES.contains(&runtime.as_str()))
+                });
                 there.map(|agent| agent.record.id).collect()
             }
         };

@@ -8,12 +8,14 @@
 //! | [`setback`] | streams of the server that went back or were made anew | error log, note on the stream of tasks |
 //! | [`queued`] | queued tasks that went with them and have no record | record `lost` |
 //! | [`stranded`] | messages that their queue's consumer will never hand out | the consumer made again |
+//! | [`functions`] | functions whose instances are not as they are defined; records that nobody holds | wishes; marks and removals of records |
 //!
 //! Each is idempotent and decides by compare-and-set, so any number of dispatchers may do it at once without a leader,
 //! and none at all delays no task. What a duty remembers only spares it work: a fresh start finds the same again.
 
 mod clock;
 mod expiry;
+mod functions;
 mod lost;
 mod offline;
 mod queued;
@@ -56,6 +58,7 @@ pub async fn run(watch: Watch, stop: CancellationToken) -> Result<(), Dispatcher
         ("expiry", tokio::spawn(expiry::run(watch.clone(), queued.clone(), stop.clone()))),
         ("lost", tokio::spawn(lost::run(watch.clone(), stop.clone()))),
         ("set-back", tokio::spawn(setback::run(watch.clone(), queued, stop.clone()))),
+        ("functions", tokio::spawn(functions::run(watch.clone(), stop.clone()))),
         ("stranded", tokio::spawn(stranded::run(watch.clone(), stop.clone()))),
         ("offline", tokio::spawn(offline::run(watch, stop.clone()))),
     ];

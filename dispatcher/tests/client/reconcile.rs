@@ -314,3 +314,117 @@ async fn ready_means_connected_with_the_stores_there() {
     server.start_again();
     eventually(|| async { Some(dispatcher.get("/health/ready").await).filter(|(code, _)| *code == 200) }).await;
 }
+
+/// A function that is defined, with an instance by hand.
+async fn function(client: &Client, min: u32) -> (shoal_dispatcher::client::Functions, schemas::FunctionName) {
+    let caller = client.functions(None);
+    let name: schemas::FunctionName = "f".parse().unwrap();
+    let mut function = schemas::Function::new("a:1");
+    (function.min, function.max) = (min, 3);
+    caller.apply(&name, function).await.unwrap();
+    (caller, name)
+}
+
+fn instance(index: u32, status: &str, spec: &str) -> schemas::Instance {
+    serde_json::from_value(serde_json::json!({
+        "function": "f", "index": index, "status": status, "id": "1", "worker": "w-1", "boot": "b", "start": "abc111",
+        "revision": 1, "spec": spec, "created_at": Timestamp::now(),
+    }))
+    .unwrap()
+}
+
+/// What is wished for, by slot.
+async fn wishes(client: &Client) -> Vec<(String, schemas::function::EnsureRequest)> {
+    let (stream, filter) = (client.names.ensure_stream(), client.names.ensure_subjects());
+    let page = client.js.page(&stream, &filter, 1, 100).await.unwrap();
+    let read = |message: jetstream::StoredMessage| {
+        (message.subject, serde_json::from_slice(&message.payload).expect("a wish"))
+    };
+    page.messages.into_iter().map(read).collect()
+}
+
+async fn purge_wishes(client: &Client) {
+    let page = client.js.page(&client.names.ensure_stream(), &client.names.ensure_subjects(), 1, 100).await.unwrap();
+    for message in page.messages {
+        client.js.delete(&client.names.ensure_stream(), message.sequence).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn instances_below_min_are_wished_for_again_and_again() {
+    let (server, client) = fleet().await;
+    let (caller, _) = function(&client, 2).await;
+    purge_wishes(&client).await;
+    let _dispatcher = Dispatcher::start(&server).await;
+    let both = |wishes: &[(String, _)]| wishes.len() == 2;
+    eventually(|| async { both(&wishes(&client).await).then_some(()) }).await;
+    // As if it had come to nothing.
+    purge_wishes(&client).await;
+    eventually(|| async { both(&wishes(&client).await).then_some(()) }).await;
+
+    let failed = instance(0, "failed", "0");
+    let error = schemas::TaskError::new(Code::ImageNotFound, "none");
+    let retry_at = Some(Timestamp::now().plus(Duration::from_secs(600)));
+    let failed = schemas::Instance { id: None, start: None, error: Some(error), retry_at, ..failed };
+    caller.put_instance(&failed, 0).await.unwrap().unwrap();
+    purge_wishes(&client).await;
+    eventually(|| async { (wishes(&client).await.len() == 1).then_some(()) }).await;
+    several_looks().await;
+    let left = wishes(&client).await;
+    assert_eq!((left.len(), left[0].0.as_str()), (1, "shoal.ensure.default.f.1"), "not before `retry_at`");
+}
+
+#[tokio::test]
+async fn instances_of_a_worker_that_is_gone_are_replaced_below_min_and_forgotten_above() {
+    let (server, client) = fleet().await;
+    let (caller, name) = function(&client, 1).await;
+    let spec = caller.defined(&name).await.unwrap().function.spec();
+    for (index, status) in [(0, "ready"), (1, "ready"), (2, "stopping")] {
+        caller.put_instance(&instance(index, status, &spec), 0).await.unwrap().unwrap();
+    }
+    // The worker is there.
+    let nats = client.js.client().clone();
+    let mut asked = nats.subscribe(client.names.info_subject(&"w-1".parse().unwrap())).await.unwrap();
+    nats.flush().await.unwrap();
+    let answering = tokio::spawn(async move {
+        while let Some(request) = futures_util::StreamExt::next(&mut asked).await {
+            nats.publish(request.reply.unwrap(), "{}".into()).await.unwrap();
+        }
+    });
+    purge_wishes(&client).await;
+    let _dispatcher = Dispatcher::start(&server).await;
+    several_looks().await;
+    assert!(wishes(&client).await.is_empty());
+    assert_eq!(caller.instances(None).await.unwrap().len(), 3);
+    // And gone.
+    answering.abort();
+    let wished = eventually(|| async { wishes(&client).await.pop() }).await;
+    assert_eq!(wished.0, "shoal.ensure.default.f.0");
+    assert_eq!(wished.1.gone, Some("abc111".parse().unwrap()));
+    eventually(|| async { (caller.instances(None).await.unwrap().len() == 1).then_some(()) }).await;
+}
+
+#[tokio::test]
+async fn instances_of_a_deleted_function_are_told_to_stop_and_an_older_definition_is_replaced() {
+    let (server, client) = fleet().await;
+    let (caller, name) = function(&client, 0).await;
+    let nats = client.js.client().clone();
+    let mut asked = nats.subscribe(client.names.info_subject(&"w-1".parse().unwrap())).await.unwrap();
+    nats.flush().await.unwrap();
+    let _answering = tokio::spawn(async move {
+        while let Some(request) = futures_util::StreamExt::next(&mut asked).await {
+            nats.publish(request.reply.unwrap(), "{}".into()).await.unwrap();
+        }
+    });
+    caller.put_instance(&instance(0, "ready", "older"), 0).await.unwrap().unwrap();
+    let _dispatcher = Dispatcher::start(&server).await;
+    let wished = eventually(|| async { wishes(&client).await.pop() }).await;
+    assert_eq!((wished.0.as_str(), wished.1.gone), ("shoal.ensure.default.f.0", None));
+
+    assert!(caller.delete(&name).await.unwrap());
+    eventually(|| async {
+        let (instance, _) = caller.instance(&name, 0).await.unwrap();
+        (instance?.status == schemas::InstanceStatus::Stopping).then_some(())
+    })
+    .await;
+}

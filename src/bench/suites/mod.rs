@@ -3,6 +3,7 @@
 mod backlog;
 mod cluster;
 mod container;
+mod functions;
 mod idle;
 mod latency;
 mod logs;
@@ -28,6 +29,8 @@ pub enum Suite {
     Process,
     /// `true` in containers with network none, shared and bridge, beside the bare Engine API
     Container,
+    /// Functions: warm calls, ensures warm and cold, beside the bare engine; needs --function-image, so only by name
+    Functions,
     /// Lines from one process to the stream, and a log of 1 GB
     Logs,
     /// 10,000 agents over HTTP: register, beat every 10 s, list; a dispatcher of our own
@@ -47,7 +50,7 @@ pub enum Suite {
 impl Suite {
     /// Every one that is measured where none is named, in that order: a few minutes in all.
     pub fn usual() -> impl Iterator<Item = Self> {
-        let heavy = [Self::Backlog, Self::Scaling, Self::Cluster];
+        let heavy = [Self::Backlog, Self::Scaling, Self::Cluster, Self::Functions];
         Self::value_variants().iter().copied().filter(move |suite| !heavy.contains(suite))
     }
 
@@ -58,6 +61,7 @@ impl Suite {
             Self::Latency => latency::run(sitting).await,
             Self::Process => process::run(sitting).await,
             Self::Container => container::run(sitting).await,
+            Self::Functions => functions::run(sitting).await,
             Self::Logs => logs::run(sitting).await,
             Self::Registry => registry::run(sitting).await,
             Self::Memory => memory::run(sitting).await,

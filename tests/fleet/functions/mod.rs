@@ -2,8 +2,12 @@
 //! each test is skipped where there is none, which fails it in CI.
 
 mod calls;
+mod commands;
 mod ensure;
+mod http;
+mod lambda;
 mod pool;
+mod reconcile;
 mod restarts;
 mod tasks;
 

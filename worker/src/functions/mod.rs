@@ -24,6 +24,7 @@ use crate::worker::Worker;
 mod adopt;
 mod call;
 mod circuit;
+mod containers;
 mod http;
 mod make;
 mod pool;
@@ -78,6 +79,7 @@ impl Functions {
         });
         if functions.worker.runtimes.values().any(|runtime| runtime.instances().is_some()) {
             functions.tasks.spawn(wishes::run(functions.clone()));
+            tokio::spawn(containers::serve(functions.clone()));
             functions.tasks.spawn(functions.clone().follow_definitions());
         }
         functions

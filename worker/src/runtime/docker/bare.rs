@@ -23,6 +23,13 @@ pub struct Bare {
     holder: Option<String>,
 }
 
+/// A container that goes on.
+pub struct Served {
+    id: String,
+    /// Where it is.
+    pub address: std::net::IpAddr,
+}
+
 /// Why the engine could not be measured.
 #[derive(Debug, thiserror::Error)]
 pub enum BareError {
@@ -108,6 +115,30 @@ impl Bare {
         let logs = LogsOptionsBuilder::default().stdout(true).stderr(true).build();
         let _: Vec<LogOutput> = self.docker.logs(id, Some(logs)).try_collect().await?;
         if code == 0 { Ok(()) } else { Err(BareError::WrongEnd { image: self.image.clone(), code }) }
+    }
+
+    /// A container that goes on, by the image's own command, once it has an address.
+    pub async fn serve(&self) -> Result<Served, BareError> {
+        let body = ContainerCreateBody {
+            image: Some(self.image.clone()),
+            host_config: Some(HostConfig { network_mode: Some(self.network.clone()), ..HostConfig::default() }),
+            ..ContainerCreateBody::default()
+        };
+        let id = self.docker.create_container(None, body).await?.id;
+        self.docker.start_container(&id, None).await?;
+        loop {
+            let found = self.docker.inspect_container(&id, None).await?;
+            let networks = found.network_settings.and_then(|settings| settings.networks).into_iter().flatten();
+            let address = networks.filter_map(|(_, network)| network.ip_address?.parse().ok()).next();
+            if let Some(address) = address {
+                return Ok(Served { id, address });
+            }
+        }
+    }
+
+    /// Removes such a container.
+    pub async fn end_served(&self, served: Served) -> Result<(), BareError> {
+        Ok(self.remove(&served.id).await?)
     }
 
     /// Removes what it made.
