@@ -354,7 +354,7 @@ impl Functions {
 
     /// An instance that was doubted is well.
     fn open(self: &Arc<Self>, pool: &Arc<Pool>, seat: &Seat) {
-        if !seat.takes.swap(true, Ordering::Relaxed) {
+        if pool.reopen(seat) {
             let (functions, defined) = (self.clone(), pool.defined());
             self.tasks.spawn(async move {
                 if let Err(error) = functions.listen(&defined).await {

@@ -155,6 +155,16 @@ impl Pool {
         state.seats.iter().any(|seat| seat.takes.load(Ordering::Relaxed))
     }
 
+    /// Calls go to it again. Whether none did before.
+    pub fn reopen(self: &Arc<Self>, seat: &Seat) -> bool {
+        let mut state = self.lock();
+        let was_closed = !seat.takes.swap(true, Ordering::Relaxed);
+        if was_closed {
+            Self::serve(self, &mut state);
+        }
+        was_closed
+    }
+
     /// It is gone. Returns the slots to wish for, because calls wait.
     pub fn remove(&self, seat: &Seat, now: Instant) -> Vec<u32> {
         let mut state = self.lock();
