@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::core::Core;
 use super::engine::{Engine, LEAVES_WITHIN, PATIENCE};
-use super::jobs::{Ended, Known};
+use crate::runtime::container::jobs::{Ended, Known};
 use super::output::{Carried, Output};
 use super::refusal::{status, words};
 use super::usage;

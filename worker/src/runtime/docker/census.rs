@@ -7,7 +7,7 @@ use bollard::query_parameters::{ListContainersOptions, ListNetworksOptions, List
 use schemas::{AgentId, StartId};
 
 use super::engine::first_of;
-use super::labels;
+use crate::runtime::container::labels;
 use super::refusal::words;
 use super::sweep::{is_inherited, seconds};
 use crate::census::{Census, Made};

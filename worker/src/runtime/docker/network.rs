@@ -10,7 +10,7 @@ use schemas::task::Container;
 
 use super::create::hardened;
 use super::engine::{Engine, PATIENCE};
-use super::labels::{Owner, own_labels};
+use crate::runtime::container::labels::{Owner, own_labels};
 use super::program::{Program, ensure_image};
 use super::refusal::{create_refused, status};
 use crate::runtime::StartError;
