@@ -121,6 +121,16 @@ async fn invoke_prints_the_response_as_it_came() {
     assert_eq!((&told["status"], &told["body"]["count"]), (&json!(200), &json!(4)));
     assert_eq!(told["worker"], world.engine.id("w"));
 
+    assert_eq!(world.shoal(&["invoke", "f", "{\"do\":\"log\",\"text\":\"written\"}"]).await.code, 0);
+    eventually("what it wrote in its log", async || match world.shoal(&["logs", "_functions.f"]).await {
+        logs if logs.code == 0 && logs.stdout.contains("written") => Ok(()),
+        logs => Err(format!("{logs:?}")),
+    })
+    .await;
+
+    let none = world.shoal(&["logs", "_functions.none"]).await;
+    assert!(none.code == 1 && none.stderr.contains("shoal function list"), "{none:?}");
+
     let failed = world.shoal(&["invoke", "f", "{\"do\":\"fail\",\"status\":503}"]).await;
     assert_eq!(failed.code, 1);
     assert!(failed.stderr.contains("function_failed") && failed.stderr.contains("503"), "{}", failed.stderr);

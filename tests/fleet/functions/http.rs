@@ -86,6 +86,12 @@ async fn a_call_is_answered_as_the_function_answers_with_ids_passed_on() {
     );
     let threw = door.invoke("f", &json!({"do": "error"}), &[]).await.status(200);
     assert_eq!(threw.headers["x-shoal-function-error"], "Unhandled");
+    door.invoke("f", &json!({"do": "log", "text": "written"}), &[]).await.status(200);
+    eventually("what it wrote in its log", async || match door.ask("GET", "/api/tasks/_functions.f/logs", &[]).await {
+        logs if logs.status == 200 && logs.text().contains("written") => Ok(()),
+        logs => Err(format!("{logs:?}")),
+    })
+    .await;
     let big = door.invoke("f", &json!({"do": "big", "bytes": 3 << 20}), &[]).await.status(200);
     assert_eq!(big.body.len(), 3 << 20);
 }
