@@ -5,11 +5,24 @@
 #![cfg(target_os = "linux")]
 
 mod bounds;
+/// What every runtime that keeps instances does.
+#[cfg(feature = "containerd")]
+#[path = "."]
+mod conformance {
+    pub mod instances;
+}
 #[cfg(feature = "containerd")]
 mod containerd;
 mod control;
 mod ends;
+#[cfg(feature = "containerd")]
+#[path = "../support/proxy.rs"]
+mod proxy;
 mod starts;
+#[cfg(feature = "containerd")]
+mod tiny_registry;
+#[cfg(feature = "containerd")]
+mod traces;
 mod world;
 
 use std::ffi::{CStr, c_char, c_int};

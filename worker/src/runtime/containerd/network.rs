@@ -68,7 +68,8 @@ fn at(path: &std::path::Path) -> Net {
 async fn try_to_connect(found: &Network, at: Attachment<'_>, network: &str) -> Result<IpAddr, StartError> {
     let mut pause = FIRST_PAUSE;
     let mut why = None;
-    for tries in 1..=ADDRESS_TRIES {
+    // The first try is at the start itself.
+    for tries in 0..=ADDRESS_TRIES {
         match found.connect(at).await {
             Ok(Some(address)) => return Ok(address),
             Ok(None) => {}
