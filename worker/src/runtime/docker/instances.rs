@@ -26,7 +26,7 @@ use super::output;
 use super::refusal::{status, words};
 use super::runtime::{DockerRuntime, failed, word};
 use super::sweep::is_inherited;
-use super::usage::{Meter, wall_ms};
+use super::usage::{LONGEST_PAUSE_OF_INSTANCES, Meter, wall_ms};
 use crate::policy::FUNCTION_NETWORK;
 use crate::runtime::instances::{Found, Instances, Launch, Launched, Output};
 use crate::runtime::{Exit, RuntimeError, StartError, Started};
@@ -160,7 +160,7 @@ impl Core {
 
     async fn instance_ended(&self, id: &str) -> Result<Exit, RuntimeError> {
         let instance = self.kept.of(id);
-        let metering = instance.meter.follow(&self.engine, id);
+        let metering = instance.meter.follow(&self.engine, id, LONGEST_PAUSE_OF_INSTANCES);
         tokio::select! {
             biased;
             ended = self.end_of(id, &instance) => ended,
