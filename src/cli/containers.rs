@@ -1,9 +1,11 @@
 //! What a worker allows in containers. Loosening is its operator's word, never a task's.
 
+use std::path::PathBuf;
+
 use clap::Args;
 use schemas::task::PullPolicy;
 use schemas::{Bytes, Cpu, HumanDuration, Limit};
-use worker::policy::{AllowedMount, ContainerSettings, Policy, is_image_glob};
+use worker::policy::{AllowedMount, CONTAINERD_ADDRESS, ContainerSettings, Policy, is_image_glob};
 use worker::registry::RegistrySettings;
 use worker::runtime::Bounds;
 
@@ -16,6 +18,12 @@ pub struct Containers {
     /// The Docker engine [default: DOCKER_HOST, else the usual sockets]
     #[arg(long, env = "SHOAL_DOCKER_HOST", value_name = "URL")]
     pub docker_host: Option<String>,
+    /// The socket of containerd
+    #[arg(long, env = "SHOAL_CONTAINERD_ADDRESS", default_value = CONTAINERD_ADDRESS, value_name = "PATH")]
+    pub containerd_address: PathBuf,
+    /// Folder of the CNI plugins that give containers on containerd a network [default: /opt/cni/bin, /usr/lib/cni, …]
+    #[arg(long, env = "SHOAL_CNI_BIN_DIR", value_name = "DIR")]
+    pub cni_bin_dir: Option<PathBuf>,
     /// Globs of images that may run; `*` stays within a part of the path, `**` crosses them [default: all]
     #[arg(long, env = "SHOAL_ALLOWED_IMAGES", value_delimiter = ',', value_name = "GLOB,…")]
     pub allowed_images: Option<Vec<String>>,
@@ -85,6 +93,8 @@ impl Containers {
         let words = |words: &[String]| words.iter().filter(|word| !word.is_empty()).cloned().collect();
         Ok(ContainerSettings {
             docker_host: self.docker_host.clone().filter(|host| !host.is_empty()),
+            containerd_address: self.containerd_address.clone(),
+            cni_bin_dir: self.cni_bin_dir.clone().filter(|folder| !folder.as_os_str().is_empty()),
             policy: Policy {
                 images: self.allowed_images.as_deref().map(words),
                 networks: words(&self.allowed_networks),

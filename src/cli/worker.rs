@@ -21,7 +21,7 @@ pub struct Worker {
     /// Its id, the same over restarts [default: one kept in the state folder that no other worker here holds]
     #[arg(long, alias = "worker-id", env = "SHOAL_WORKER_ID", value_name = "ID")]
     pub id: Option<AgentId>,
-    /// What it may run, of call, process, docker, containers (every engine found) [default: call,containers]
+    /// What it may run, of call, process, docker, containerd, containers (every engine found) [default: call,containers]
     #[arg(long, env = "SHOAL_RUNTIMES", value_delimiter = ',', value_parser = runtime, value_name = "NAME,…")]
     pub runtimes: Option<Vec<RuntimeName>>,
     /// Folder for its id and work folders [default: ~/.local/state/shoal]
@@ -229,6 +229,13 @@ pub fn failed(error: ::worker::WorkerError) -> Error {
         WorkerError::Folders(_) => "remove them by hand, or name another folder with --state-dir",
         WorkerError::Stores { .. } => "make what is missing with `shoal admin apply`, then start it again",
         WorkerError::Process(_) => "leave `process` out of --runtimes, or start it where processes may be started",
+        #[cfg(feature = "containerd")]
+        WorkerError::Containerd(_) => {
+            "leave `containerd` out of --runtimes, start it as root, or name its socket with --containerd-address"
+        }
+        WorkerError::WithoutContainerd => {
+            "leave `containerd` out of --runtimes, or take a build with the feature `containerd`"
+        }
         WorkerError::Docker(_) => "leave `docker` out of --runtimes, or name the engine with --docker-host",
         WorkerError::Inbox(_) | WorkerError::Broken => "start it again, and look at the server's log",
     };

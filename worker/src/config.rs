@@ -91,13 +91,15 @@ pub enum RuntimeName {
     Process,
     /// Containers of a Docker engine.
     Docker,
+    /// Containers of containerd.
+    Containerd,
     /// Every container engine that is found.
     Containers,
 }
 
 impl RuntimeName {
     /// Every word for one.
-    pub const WORDS: [&str; 4] = ["call", "process", "docker", "containers"];
+    pub const WORDS: [&str; 5] = ["call", "process", "docker", "containerd", "containers"];
 }
 
 impl FromStr for RuntimeName {
@@ -108,6 +110,7 @@ impl FromStr for RuntimeName {
             "call" => Ok(Self::Call),
             "process" => Ok(Self::Process),
             "docker" => Ok(Self::Docker),
+            "containerd" => Ok(Self::Containerd),
             "containers" => Ok(Self::Containers),
             _ => Err(()),
         }

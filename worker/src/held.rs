@@ -30,17 +30,20 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_nats::Subject;
 use futures_util::StreamExt;
+use schemas::agent::CONTAINER_RUNTIMES;
 use schemas::record::TaskRecord;
 use schemas::{AgentId, AgentRecord, Outcome, StartId, State, TaskKey};
 use serde::{Deserialize, Serialize};
 
 use crate::fail;
 use crate::nats::delivery::{Verdict, origin, tell};
+use crate::runtime::Runtime;
 use crate::worker::Worker;
 
 /// How long what an earlier boot left may take to die: a guard has five seconds of patience with its shepherds.
@@ -266,8 +269,10 @@ async fn give_one_back(worker: &Worker, start: &StartId, line: &Line) -> Option<
     let Ok(key) = line.task.parse::<TaskKey>() else { return Some(false) };
     let Some(reply) = reply_of(line, &worker.config.names.tasks_stream()) else { return Some(false) };
     if line.kind == "container" {
-        let engine = worker.runtimes.get("docker");
-        let swept = engine.is_some_and(|engine| engine.trouble().is_none_or(|trouble| trouble.borrow().is_none()));
+        // Which of its engines ran it, the line does not tell.
+        let mut engines = CONTAINER_RUNTIMES.iter().filter_map(|name| worker.runtimes.get(name)).peekable();
+        let is_up = |engine: &Arc<dyn Runtime>| engine.trouble().is_none_or(|trouble| trouble.borrow().is_none());
+        let swept = engines.peek().is_some() && engines.all(is_up);
         if !swept {
             tracing::info!(task = %key, %start, "left to its lease: its container may still run");
             return Some(false);

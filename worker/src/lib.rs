@@ -93,6 +93,13 @@ pub enum WorkerError {
     /// The engine that was asked for does not work here.
     #[error("the runtime `docker` does not work here")]
     Docker(#[from] DockerRuntimeError),
+    /// The containerd that was asked for does not work here.
+    #[cfg(feature = "containerd")]
+    #[error("the runtime `containerd` does not work here")]
+    Containerd(#[from] runtime::containerd::ContainerdRuntimeError),
+    /// It was asked for, and this build has none.
+    #[error("this build has no runtime `containerd`")]
+    WithoutContainerd,
     /// The connection is gone for good.
     #[error("the connection to NATS broke for good; nothing can be pulled any more")]
     Broken,
@@ -282,23 +289,85 @@ async fn allowed_runtimes(
                 };
                 runtimes.insert("process", Arc::new(ProcessRuntime::new(process).await?));
             }
-            RuntimeName::Docker | RuntimeName::Containers => {
-                if *name == RuntimeName::Containers && !docker::found(&config.containers).await {
-                    continue;
+            RuntimeName::Docker => add_docker(js, config, own, &mut runtimes).await?,
+            RuntimeName::Containerd => add_containerd(js, config, own, &mut runtimes).await?,
+            RuntimeName::Containers => {
+                if docker::found(&config.containers).await {
+                    add_docker(js, config, own, &mut runtimes).await?;
                 }
-                let docker = DockerConfig {
-                    scratch: config.state_dir.join("pulls").join(own.id.as_str()),
-                    settings: config.containers.clone(),
-                    fleet: stores::fleet(js, config).await.map_err(WorkerError::Inbox)?,
-                    worker: own.id.clone(),
-                    instance: own.instance.clone(),
-                    guard: config.guard.clone(),
-                };
-                runtimes.insert("docker", Arc::new(DockerRuntime::new(docker).await?));
+                if is_containerd_found(config).await {
+                    add_containerd(js, config, own, &mut runtimes).await?;
+                }
             }
         }
     }
     Ok((calls, runtimes))
+}
+
+/// One that is there already is as good: its engine may have been named and found.
+async fn add_docker(
+    js: &JetStream,
+    config: &Config,
+    own: &Identity,
+    runtimes: &mut Runtimes,
+) -> Result<(), WorkerError> {
+    if runtimes.contains_key("docker") {
+        return Ok(());
+    }
+    let docker = DockerConfig {
+        scratch: config.state_dir.join("pulls").join(own.id.as_str()),
+        settings: config.containers.clone(),
+        fleet: stores::fleet(js, config).await.map_err(WorkerError::Inbox)?,
+        worker: own.id.clone(),
+        instance: own.instance.clone(),
+        guard: config.guard.clone(),
+    };
+    runtimes.insert("docker", Arc::new(DockerRuntime::new(docker).await?));
+    Ok(())
+}
+
+#[cfg(feature = "containerd")]
+async fn is_containerd_found(config: &Config) -> bool {
+    runtime::containerd::found(&config.containers).await
+}
+
+#[cfg(not(feature = "containerd"))]
+async fn is_containerd_found(_config: &Config) -> bool {
+    false
+}
+
+/// The same of containerd.
+#[cfg(feature = "containerd")]
+async fn add_containerd(
+    js: &JetStream,
+    config: &Config,
+    own: &Identity,
+    runtimes: &mut Runtimes,
+) -> Result<(), WorkerError> {
+    use runtime::containerd::{ContainerdConfig, ContainerdRuntime};
+    if runtimes.contains_key("containerd") {
+        return Ok(());
+    }
+    let containerd = ContainerdConfig {
+        scratch: config.state_dir.join("pulls-containerd").join(own.id.as_str()),
+        settings: config.containers.clone(),
+        fleet: stores::fleet(js, config).await.map_err(WorkerError::Inbox)?,
+        worker: own.id.clone(),
+        instance: own.instance.clone(),
+        guard: config.guard.clone(),
+    };
+    runtimes.insert("containerd", Arc::new(ContainerdRuntime::new(containerd).await?));
+    Ok(())
+}
+
+#[cfg(not(feature = "containerd"))]
+async fn add_containerd(
+    _js: &JetStream,
+    _config: &Config,
+    _own: &Identity,
+    _runtimes: &mut Runtimes,
+) -> Result<(), WorkerError> {
+    Err(WorkerError::WithoutContainerd)
 }
 
 /// Tells the registry at once when a runtime goes down or comes back.

@@ -21,7 +21,7 @@ pub const FUNCTION_NETWORK: &str = "bridge";
 const CLOSED: [&str; 3] = ["/proc", "/sys", "/dev"];
 
 /// Where engines listen, or keep what they run: whoever reaches one of these has the machine. `*` is one part.
-const ENGINES: [&str; 23] = [
+const ENGINES: [&str; 25] = [
     "/run/docker.sock",
     "/run/docker",
     "/run/containerd",
@@ -29,6 +29,8 @@ const ENGINES: [&str; 23] = [
     "/run/crio",
     "/run/libvirt",
     "/run/k3s",
+    "/run/shoal",
+    "/var/lib/shoal/instances",
     "/run/buildkit",
     "/run/cri-dockerd.sock",
     "/run/dockershim.sock",
@@ -51,6 +53,9 @@ const ENGINES: [&str; 23] = [
 const SOCKET_WORDS: [&str; 8] =
     ["docker", "containerd", "podman", "crio", "libvirt", "buildkit", "balena-engine", "dockershim"];
 
+/// Where containerd listens unless it is told otherwise.
+pub const CONTAINERD_ADDRESS: &str = "/run/containerd/containerd.sock";
+
 /// A folder is looked through for sockets no further than this.
 const LOOK_AT_MOST: usize = 10_000;
 
@@ -59,6 +64,10 @@ const LOOK_AT_MOST: usize = 10_000;
 pub struct ContainerSettings {
     /// The Docker engine as `unix:///…` or `tcp://…`; `None`: `DOCKER_HOST`, else the usual sockets.
     pub docker_host: Option<String>,
+    /// The socket of containerd.
+    pub containerd_address: PathBuf,
+    /// Where CNI's plugins are; `None`: the usual folders.
+    pub cni_bin_dir: Option<PathBuf>,
     /// What tasks may ask for.
     pub policy: Policy,
     /// Bounds where the task says nothing.
@@ -200,7 +209,7 @@ impl Policy {
 
     fn mount(&self, settings: &ContainerSettings, mount: &Mount) -> Result<Mount, StartError> {
         let source = resolved(Path::new(&mount.source));
-        if let Some(why) = always_closed(&source, settings.docker_host.as_deref()) {
+        if let Some(why) = always_closed(&source, settings) {
             let message = format!("this worker never mounts `{}`: {why}", mount.source);
             return Err(StartError::Refused { code: Code::PolicyForbidden, message });
         }
@@ -309,7 +318,7 @@ fn lexical(path: &Path) -> PathBuf {
 }
 
 /// Why no flag opens this path, if so: it is, holds or lies in what gives the machine away.
-fn always_closed(source: &Path, docker_host: Option<&str>) -> Option<&'static str> {
+fn always_closed(source: &Path, settings: &ContainerSettings) -> Option<&'static str> {
     const SOCKET: &str = "it is or holds the socket or the store of a container engine, which gives the machine away";
     if CLOSED.iter().any(|closed| source.starts_with(closed) || Path::new(closed).starts_with(source)) {
         return Some("it shows the machine itself");
@@ -325,9 +334,9 @@ fn always_closed(source: &Path, docker_host: Option<&str>) -> Option<&'static st
     if ENGINES.iter().any(|engine| meets(&plain, Path::new(engine))) {
         return Some(SOCKET);
     }
-    let own = docker_host.map(str::to_owned).or_else(|| std::env::var("DOCKER_HOST").ok());
-    if let Some(socket) = own.as_deref().and_then(|host| host.strip_prefix("unix://")) {
-        let socket = Path::new(socket);
+    let docker = settings.docker_host.clone().or_else(|| std::env::var("DOCKER_HOST").ok());
+    let docker = docker.as_deref().and_then(|host| host.strip_prefix("unix://")).map(Path::new);
+    for socket in docker.into_iter().chain([settings.containerd_address.as_path()]) {
         if resolved(socket).starts_with(source) || is_same_file(source, socket) {
             return Some(SOCKET);
         }
@@ -367,6 +376,8 @@ impl Default for ContainerSettings {
     fn default() -> Self {
         Self {
             docker_host: None,
+            containerd_address: PathBuf::from(CONTAINERD_ADDRESS),
+            cni_bin_dir: None,
             policy: Policy::default(),
             limits: Bounds {
                 cpu: Limit::At(Cpu { millis: 1_000 }),

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use functions::Defined;
-use schemas::{AgentId, Instance, StartId, TaskError};
+use schemas::{AgentId, Code, Instance, StartId, TaskError};
 use tokio::sync::oneshot;
 
 use super::circuit::Circuit;
@@ -34,6 +34,8 @@ struct State {
     others: BTreeMap<u32, Instance>,
     /// Slots that were wished for because of the line, and when.
     wished: HashMap<u32, Instant>,
+    /// Why nothing is taken any more.
+    leaving: Option<TaskError>,
 }
 
 /// A call in the line.
@@ -64,6 +66,8 @@ pub enum Admission {
     Shut(Duration),
     /// Too many wait already.
     Full,
+    /// The worker leaves.
+    Refuse(TaskError),
 }
 
 /// A place in an instance, until dropped.
@@ -96,6 +100,7 @@ impl Pool {
             circuit: Circuit::default(),
             others: BTreeMap::new(),
             wished: HashMap::new(),
+            leaving: None,
         };
         Self { state: Mutex::new(state) }
     }
@@ -223,6 +228,9 @@ impl Pool {
         if state.line.len() >= LONGEST_LINE {
             return Admission::Full;
         }
+        if let Some(error) = &state.leaving {
+            return Admission::Refuse(error.clone());
+        }
         let (step, steps) = oneshot::channel();
         state.line.push_back(Waiter { hops, step });
         let wishes = Self::wishes(&mut state, now);
@@ -286,6 +294,17 @@ impl Pool {
                 }
             }
         }
+    }
+
+    /// Nobody waits here any more: nothing of these calls was sent, and their callers ask again.
+    pub fn leave(&self, worker: &AgentId) {
+        let error = TaskError::new(Code::Unavailable, format!("the worker {worker} leaves; nothing was sent"));
+        let mut state = self.lock();
+        for waiter in state.line.drain(..) {
+            // Who left the line hears nothing.
+            let _ = waiter.step.send(Step::Fail(error.clone()));
+        }
+        state.leaving = Some(error);
     }
 
     /// A call ended; see [`Circuit::ended`].

@@ -16,6 +16,9 @@ use tokio::sync::watch;
 use crate::logs::Notes;
 
 mod clock;
+pub mod container;
+#[cfg(feature = "containerd")]
+pub mod containerd;
 pub mod docker;
 #[cfg(test)]
 pub mod fake;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use schemas::AgentId;
 use shoal_worker::GuardCommand;
-use shoal_worker::runtime::docker::guard::Guard;
+use shoal_worker::runtime::docker::guard::{Guard, Target};
 use shoal_worker::runtime::docker::labels::{Owner, own_labels};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
@@ -13,7 +13,7 @@ use tokio::process::{Child, Command};
 use crate::support::{Engine, engine, eventually, random_word, task};
 
 async fn guard(engine: &Engine) -> Guard {
-    Guard::start(&GuardCommand::this_program(), &engine.host, &engine.owner).await.unwrap()
+    Guard::start(&GuardCommand::this_program(), &Target::Docker(engine.host.clone()), &engine.owner).await.unwrap()
 }
 
 /// Not a zombie either.
@@ -53,7 +53,7 @@ async fn a_worker_to_be_killed() {
         return;
     };
     let owner = Owner { fleet, worker: AgentId::new("w").unwrap(), instance };
-    let guard = Guard::start(&GuardCommand::this_program(), &host, &owner).await.unwrap();
+    let guard = Guard::start(&GuardCommand::this_program(), &Target::Docker(host.clone()), &owner).await.unwrap();
     let kept_alive: u64 = set("WORKER_KEPT_ALIVE_MS").and_then(|ms| ms.parse().ok()).unwrap_or(0);
     println!("guard {}", guard.pid().unwrap());
     loop {
@@ -163,7 +163,8 @@ async fn a_guard_waits_for_an_engine_that_is_down() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join(random_word());
     let host = format!("unix://{}", socket.display());
-    let guard = Guard::start(&GuardCommand::this_program(), &host, &engine.owner).await.unwrap();
+    let guard =
+        Guard::start(&GuardCommand::this_program(), &Target::Docker(host.clone()), &engine.owner).await.unwrap();
     let left = engine.run(task(&engine.owner, "a", true)).await;
     let pid = guard.pid().unwrap();
     drop(guard);
@@ -180,7 +181,7 @@ async fn a_guard_does_not_wait_for_an_engine_that_is_gone_for_good() {
     let folder = tempfile::tempdir().unwrap();
     let host = format!("unix://{}", folder.path().join("socket").display());
     let owner = Owner { fleet: random_word(), worker: AgentId::new("w").unwrap(), instance: "now".into() };
-    let guard = Guard::start(&GuardCommand::this_program(), &host, &owner).await.unwrap();
+    let guard = Guard::start(&GuardCommand::this_program(), &Target::Docker(host.clone()), &owner).await.unwrap();
     let pid = guard.pid().unwrap();
     drop((guard, folder));
     eventually("the guard leaves", async || !is_alive(pid)).await;

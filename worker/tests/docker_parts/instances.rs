@@ -11,7 +11,7 @@ use schemas::{AgentId, Code, FunctionName, StartId};
 use shoal_worker::GuardCommand;
 use shoal_worker::logs::Notes;
 use shoal_worker::policy::{ContainerSettings, Policy};
-use shoal_worker::runtime::docker::guard::Guard;
+use shoal_worker::runtime::docker::guard::{Guard, Target};
 use shoal_worker::runtime::docker::labels::{self, Owner, instance_labels};
 use shoal_worker::runtime::docker::{DockerConfig, DockerRuntime};
 use shoal_worker::runtime::instances::{Instances, Launch};
@@ -104,7 +104,8 @@ async fn the_guard_of_a_killed_worker_leaves_its_instances() {
     let runtime = docker.runtime(owner.worker.as_str(), ContainerSettings::default()).await;
     let made = runtime.launch(docker.wish()).await.unwrap();
     let of_a_task = docker.engine.run(task(&owner, "a", true)).await;
-    let guard = Guard::start(&GuardCommand::this_program(), &docker.engine.host, &owner).await.unwrap();
+    let guard =
+        Guard::start(&GuardCommand::this_program(), &Target::Docker(docker.engine.host.clone()), &owner).await.unwrap();
     // As of a worker that is frozen, and then of one that is gone.
     guard.extend(std::time::Instant::now());
     eventually("the task killed", async || !docker.engine.runs(&of_a_task).await).await;

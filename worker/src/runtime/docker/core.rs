@@ -20,8 +20,6 @@ use super::attend::{Attendant, attach};
 use super::create::{Plan, Work, check_limits};
 use super::engine::{Engine, LEAVES_WITHIN, PATIENCE};
 use super::instances::Kept;
-use super::jobs::{Jobs, Known};
-use super::keeper::Keeper;
 use super::labels::{Owner, container_name, task_labels};
 use super::network::Holder;
 use super::pull::Images;
@@ -30,6 +28,9 @@ use super::sweep::sweep;
 use super::{DockerConfig, NAME, files, output};
 use crate::policy::ContainerSettings;
 use crate::registry::Registries;
+use crate::runtime::container::guard::Target;
+use crate::runtime::container::jobs::{Jobs, Known};
+use crate::runtime::container::keeper::Keeper;
 use crate::runtime::{Job, StartError, Started};
 
 /// Between two tries to remove what the engine is busy with.
@@ -69,7 +70,7 @@ impl Core {
         Self {
             images: Images::new(engine.docker.clone(), NAME).with_registries(registries, config.scratch),
             holder: Holder::new(owner.clone()),
-            keeper: Keeper::start(config.guard, engine.host.clone(), owner.clone()).await,
+            keeper: Keeper::start(config.guard, Target::Docker(engine.host.clone()), owner.clone()).await,
             engine,
             settings: config.settings,
             owner,

@@ -26,8 +26,9 @@ use super::output;
 use super::refusal::{status, words};
 use super::runtime::{DockerRuntime, failed, word};
 use super::sweep::is_inherited;
-use super::usage::{LONGEST_PAUSE_OF_INSTANCES, Meter, wall_ms};
+use super::usage::{LONGEST_PAUSE_OF_INSTANCES, wall_ms};
 use crate::policy::FUNCTION_NETWORK;
+use crate::runtime::container::usage::Meter;
 use crate::runtime::instances::{Found, Instances, Launch, Launched, Output};
 use crate::runtime::{Exit, RuntimeError, StartError, Started};
 

@@ -26,11 +26,8 @@ pub mod credentials;
 mod early;
 mod engine;
 mod files;
-pub mod guard;
+pub(in crate::runtime) mod grip;
 mod instances;
-mod jobs;
-mod keeper;
-pub mod labels;
 mod launch;
 mod load;
 mod network;
@@ -45,6 +42,8 @@ mod usage;
 use std::path::PathBuf;
 
 use schemas::AgentId;
+
+pub use super::container::{guard, labels};
 
 use super::process::GuardCommand;
 use crate::policy::ContainerSettings;

@@ -3,7 +3,7 @@
 //! Only labels count, and all of an owner's: what belongs to another fleet, another worker or to nobody stays.
 
 use std::collections::HashMap;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bollard::Docker;
 use bollard::errors::Error;
@@ -13,8 +13,8 @@ use bollard::query_parameters::{
 use futures_util::StreamExt;
 use schemas::StartId;
 
-use super::labels::{self, Owner};
 use super::refusal::{is_unreachable, status, words};
+use crate::runtime::container::labels::{self, Owner};
 
 /// Removals at once: engines do them side by side, but not by the hundred.
 const AT_ONCE: usize = 8;
@@ -48,7 +48,7 @@ pub async fn sweep(
     grace: Duration,
 ) -> Result<Swept, Error> {
     let filters = Some(owner.filters());
-    let is_left = |labels: &HashMap<String, String>, created: Option<i64>| is_left(owner, live, grace, labels, created);
+    let is_left = |labels: &HashMap<String, String>, created: Option<i64>| owner.is_left(live, grace, labels, created);
     let mut swept = Swept::default();
 
     let list = ListContainersOptions { all: true, filters: filters.clone(), ..ListContainersOptions::default() };
@@ -78,30 +78,6 @@ pub async fn sweep(
     let removals = left.map(|it| async move { docker.remove_volume(&it.name, None::<RemoveVolumeOptions>).await });
     swept.volumes = remove(removals, &mut swept.refused).await?;
     Ok(swept)
-}
-
-/// Whether nobody owns an object with these labels, made at `created` (seconds since 1970). Pure but for the clock.
-fn is_left(
-    owner: &Owner,
-    live: &(dyn Fn(&StartId) -> bool + Sync),
-    grace: Duration,
-    labels: &HashMap<String, String>,
-    created: Option<i64>,
-) -> bool {
-    if !owner.owns(labels) || owner.owns_instance(labels) {
-        return false;
-    }
-    if !owner.is_of_this_life(labels) {
-        return true;
-    }
-    let is_task = labels.get(labels::KIND).is_some_and(|kind| kind == labels::TASK_KIND);
-    let start = labels.get(labels::START).and_then(|start| StartId::new(start).ok());
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    // Of what tells no age, nothing is known to be old.
-    let age = created
-        .and_then(|created| u64::try_from(created).ok())
-        .map(|made| now.saturating_sub(Duration::from_secs(made)));
-    is_task && !start.is_some_and(|start| live(&start)) && age.is_some_and(|age| age >= grace)
 }
 
 /// Whether a container has our labels only from its image: who commits one of ours to an image and runs that, runs a

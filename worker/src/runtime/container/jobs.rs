@@ -14,54 +14,54 @@ use super::usage::Meter;
 use crate::runtime::{Exit, Job};
 
 /// How a container ended; the text says how it was lost.
-pub(super) type Ended = Result<Exit, String>;
+pub(in crate::runtime) type Ended = Result<Exit, String>;
 
 /// One container as everybody sees it.
-pub(super) struct Known {
+pub(in crate::runtime) struct Known {
     /// Its name at the engine.
-    pub(super) name: String,
+    pub(in crate::runtime) name: String,
     /// Its end; closed without one where it did not start.
-    pub(super) ended: watch::Receiver<Option<Ended>>,
+    pub(in crate::runtime) ended: watch::Receiver<Option<Ended>>,
     /// What it used.
-    pub(super) meter: Meter,
+    pub(in crate::runtime) meter: Meter,
     /// It is to be gone and cannot be reached: nobody waits any longer, the guard and the sweeps see to it.
-    pub(super) abandoned: CancellationToken,
+    pub(in crate::runtime) abandoned: CancellationToken,
     /// Where its files go.
-    pub(super) folder: PathBuf,
-    pub(super) result_file: PathBuf,
-    pub(super) artifacts: Vec<String>,
+    pub(in crate::runtime) folder: PathBuf,
+    pub(in crate::runtime) result_file: PathBuf,
+    pub(in crate::runtime) artifacts: Vec<String>,
     /// What was told when it was created.
     placed: Mutex<Placed>,
 }
 
 /// What is known once a container is created.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Placed {
+pub(in crate::runtime) struct Placed {
     /// Its working directory.
-    pub(super) working_dir: String,
+    pub(in crate::runtime) working_dir: String,
     /// The work folder is the job's own, not a copy.
-    pub(super) bound: bool,
+    pub(in crate::runtime) bound: bool,
     /// When it began to run.
-    pub(super) started: Option<Instant>,
+    pub(in crate::runtime) started: Option<Instant>,
     /// It is to end at our own wish.
-    pub(super) stopped: bool,
+    pub(in crate::runtime) stopped: bool,
 }
 
 impl Known {
-    pub(super) fn placed(&self) -> Placed {
+    pub(in crate::runtime) fn placed(&self) -> Placed {
         self.lock().clone()
     }
 
-    pub(super) fn place(&self, working_dir: String, bound: bool) {
+    pub(in crate::runtime) fn place(&self, working_dir: String, bound: bool) {
         let mut placed = self.lock();
         (placed.working_dir, placed.bound) = (working_dir, bound);
     }
 
-    pub(super) fn started(&self) {
+    pub(in crate::runtime) fn started(&self) {
         self.lock().started = Some(Instant::now());
     }
 
-    pub(super) fn stopping(&self) {
+    pub(in crate::runtime) fn stopping(&self) {
         self.lock().stopped = true;
     }
 
@@ -72,7 +72,7 @@ impl Known {
 
 /// All of them by their start: what is in here is live, and no sweep takes it.
 #[derive(Default)]
-pub(super) struct Jobs {
+pub(in crate::runtime) struct Jobs {
     all: Mutex<HashMap<StartId, Arc<Known>>>,
 }
 
@@ -83,7 +83,11 @@ impl Jobs {
     }
 
     /// Makes the job known, before anything of it exists; `None` if the start id is taken.
-    pub(super) fn register(&self, job: &Job, name: String) -> Option<(Arc<Known>, watch::Sender<Option<Ended>>)> {
+    pub(in crate::runtime) fn register(
+        &self,
+        job: &Job,
+        name: String,
+    ) -> Option<(Arc<Known>, watch::Sender<Option<Ended>>)> {
         let (tell, ended) = watch::channel(None);
         let known = Arc::new(Known {
             name,
@@ -104,15 +108,15 @@ impl Jobs {
         }
     }
 
-    pub(super) fn get(&self, start: &StartId) -> Option<Arc<Known>> {
+    pub(in crate::runtime) fn get(&self, start: &StartId) -> Option<Arc<Known>> {
         self.all().get(start).cloned()
     }
 
-    pub(super) fn is_live(&self, start: &StartId) -> bool {
+    pub(in crate::runtime) fn is_live(&self, start: &StartId) -> bool {
         self.all().contains_key(start)
     }
 
-    pub(super) fn forget(&self, start: &StartId) {
+    pub(in crate::runtime) fn forget(&self, start: &StartId) {
         self.all().remove(start);
     }
 }

@@ -1,8 +1,9 @@
 //! Whose an object on the engine is: labels tell, names only help people.
 
 use std::collections::HashMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use schemas::AgentId;
+use schemas::{AgentId, StartId};
 
 use crate::runtime::Job;
 use crate::runtime::instances::Launch;
@@ -82,6 +83,30 @@ impl Owner {
     pub fn is_of_this_life(&self, labels: &HashMap<String, String>) -> bool {
         labels.get(INSTANCE) == Some(&self.instance)
     }
+
+    /// Whether nobody owns an object with these labels, made at `created` (seconds since 1970). Pure but for the clock.
+    pub(in crate::runtime) fn is_left(
+        &self,
+        live: &(dyn Fn(&StartId) -> bool + Sync),
+        grace: Duration,
+        labels: &HashMap<String, String>,
+        created: Option<i64>,
+    ) -> bool {
+        if !self.owns(labels) || self.owns_instance(labels) {
+            return false;
+        }
+        if !self.is_of_this_life(labels) {
+            return true;
+        }
+        let is_task = labels.get(KIND).is_some_and(|kind| kind == TASK_KIND);
+        let start = labels.get(START).and_then(|start| StartId::new(start).ok());
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        // Of what tells no age, nothing is known to be old.
+        let age = created
+            .and_then(|created| u64::try_from(created).ok())
+            .map(|made| now.saturating_sub(Duration::from_secs(made)));
+        is_task && !start.is_some_and(|start| live(&start)) && age.is_some_and(|age| age >= grace)
+    }
 }
 
 /// Labels of a task's container. `mortal`: it may be killed once nobody keeps it alive.
@@ -151,7 +176,7 @@ mod tests {
     use super::*;
     use crate::logs::Notes;
     use crate::runtime::Bounds;
-    use schemas::{Limit, QueueName, StartId, TaskId, TaskKey, Workload};
+    use schemas::{Limit, QueueName, TaskId, TaskKey, Workload};
 
     fn job(queue: &str, id: &str, start: &str) -> Job {
         Job {

@@ -2,32 +2,28 @@
 //! their worker; this one sees to it that they do not.
 //!
 //! ```text
-//! worker --socket-- guard --HTTP-- engine
+//! worker --socket-- guard --grip-- engine
 //!    +---lease (memory)---^
 //! ```
 //!
 //! It kills what is mortal once the lease is past, as of a worker that is frozen or has lost its server, and removes all
-//! of this life of the worker once its socket ends, which the kernel sees to in whatever way the worker dies. It speaks
-//! plain HTTP/1.0 by itself: as many megabytes as a client library would take, on every worker, for three requests.
+//! of this life of the worker once its socket ends, which the kernel sees to in whatever way the worker dies. What it
+//! does to which engine is a [`Grip`] of that engine's runtime.
 
-use std::collections::HashMap;
 use std::ffi::OsString;
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{ExitCode, Stdio};
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use schemas::AgentId;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::process::{Child, Command};
 
-use super::labels::{FLEET, INSTANCE, MORTAL, Owner, WORKER};
+use super::labels::Owner;
 use crate::runtime::clock::{self, Lease};
 use crate::runtime::process::{GUARD_ARGUMENT, GuardCommand};
 
@@ -47,12 +43,45 @@ const LINGER: Duration = Duration::from_secs(5);
 /// An engine that is down when the worker dies is waited for; after this the next worker's sweep is as good.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
 /// For one answer; the removal of a container that does not die takes an engine some ten seconds.
-const ANSWER_WITHIN: Duration = Duration::from_secs(30);
-/// Requests at once.
-const AT_ONCE: usize = 8;
+pub(in crate::runtime) const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
 const READY: &[u8] = b"ready\n";
 const BYE: &[u8] = b"bye\n";
+
+/// The engine that a guard is for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Target {
+    /// A Docker engine at `unix://…` or `tcp://…`.
+    Docker(String),
+    /// A containerd.
+    #[cfg(feature = "containerd")]
+    Containerd(crate::runtime::containerd::Place),
+}
+
+impl Target {
+    fn grip(self, owner: Owner) -> io::Result<Box<dyn Grip>> {
+        match self {
+            Self::Docker(host) => crate::runtime::docker::grip::grip(&host, owner),
+            #[cfg(feature = "containerd")]
+            Self::Containerd(place) => Ok(crate::runtime::containerd::grip::grip(place, owner)),
+        }
+    }
+}
+
+/// What a guard can do to one life of a worker on its engine. It waits where it must: a guard has nothing else to do.
+pub(in crate::runtime) trait Grip {
+    /// Those that run, or may, and are to die when nobody keeps them alive.
+    fn mortal(&self) -> io::Result<Vec<String>>;
+
+    /// Kills these; what fails is found again.
+    fn kill(&self, ids: &[String]);
+
+    /// Removes everything of this life; the number of what was there.
+    fn remove_all(&self) -> io::Result<usize>;
+
+    /// Not only does the engine not answer, but the place where it would come back is gone.
+    fn is_gone_for_good(&self) -> bool;
+}
 
 /// The worker's end of a running guard. When it is dropped, the guard removes everything of this life of the worker.
 pub struct Guard {
@@ -62,9 +91,8 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Starts one for the containers of `owner` on the engine at `host` (`unix://…`, `tcp://…`), and waits until it is
-    /// ready. It kills nothing for its lease before the first [`Guard::extend`].
-    pub async fn start(command: &GuardCommand, host: &str, owner: &Owner) -> io::Result<Self> {
+    /// Starts one for the containers of `owner` on this engine, and waits until it is ready. It kills nothing for its lease before the first [`Guard::extend`].
+    pub async fn start(command: &GuardCommand, target: &Target, owner: &Owner) -> io::Result<Self> {
         let (lease, file) = Lease::create()?;
         let (here, there) = UnixStream::pair()?;
         here.set_nonblocking(true)?;
@@ -83,7 +111,7 @@ impl Guard {
             .spawn()?;
         let mut guard = Self { socket: tokio::net::UnixStream::from_std(here)?, child, lease };
         let hello = Hello {
-            host: host.to_owned(),
+            target: target.clone(),
             fleet: owner.fleet.clone(),
             worker: owner.worker.clone(),
             instance: owner.instance.clone(),
@@ -151,7 +179,7 @@ impl Guard {
 
 #[derive(Serialize, Deserialize)]
 struct Hello {
-    host: String,
+    target: Target,
     fleet: String,
     worker: AgentId,
     instance: String,
@@ -172,8 +200,8 @@ pub fn container_guard_main() -> ExitCode {
 struct Watch {
     socket: BufReader<UnixStream>,
     lease: Lease,
-    engine: Engine,
-    owner: Owner,
+    worker: AgentId,
+    grip: Box<dyn Grip>,
 }
 
 impl Watch {
@@ -206,10 +234,11 @@ impl Watch {
         let mut line = String::new();
         socket.read_line(&mut line)?;
         let hello: Hello = serde_json::from_str(&line)?;
-        let engine = Engine::at(&hello.host)?;
-        socket.get_mut().write_all(READY)?;
+        let worker = hello.worker.clone();
         let owner = Owner { fleet: hello.fleet, worker: hello.worker, instance: hello.instance };
-        Ok(Self { socket, lease, engine, owner })
+        let grip = hello.target.grip(owner)?;
+        socket.get_mut().write_all(READY)?;
+        Ok(Self { socket, lease, worker, grip })
     }
 
     fn run(mut self) -> io::Result<()> {
@@ -257,10 +286,7 @@ impl Watch {
 
     /// The number of those that still ran.
     fn kill_mortal(&self) -> io::Result<usize> {
-        let mut labels = self.labels();
-        labels.push(format!("{MORTAL}=true"));
-        let running = ["running", "paused", "restarting"].map(str::to_owned).to_vec();
-        let ids = self.engine.list("containers", HashMap::from([("label", labels), ("status", running)]))?;
+        let ids = self.grip.mortal()?;
         // Kept alive again while the engine answered: what it named may have begun since.
         if self.lease.until_ns() > clock::now_ns() {
             return Ok(0);
@@ -268,11 +294,11 @@ impl Watch {
         if !ids.is_empty() {
             // Told first: who sees a container die must find that it was us.
             self.lease.tell_end();
-            let (count, worker) = (ids.len(), &self.owner.worker);
+            let (count, worker) = (ids.len(), &self.worker);
             eprintln!(
                 "shoal: worker {worker} did not renew its lease in time; killing {count} containers of its tasks"
             );
-            self.engine.each(&ids, |engine, id| engine.kill(id));
+            self.grip.kill(&ids);
         }
         Ok(ids.len())
     }
@@ -283,7 +309,7 @@ impl Watch {
         let mut pause = Duration::from_millis(100);
         let mut is_empty_since: Option<Instant> = None;
         loop {
-            match self.remove_all() {
+            match self.grip.remove_all() {
                 Ok(0) if orderly => return Ok(()),
                 Ok(0) => {
                     let since = *is_empty_since.get_or_insert_with(Instant::now);
@@ -294,7 +320,7 @@ impl Watch {
                 Ok(_) => is_empty_since = None,
                 Err(error) => {
                     is_empty_since = None;
-                    if began.elapsed() > PATIENCE || self.engine.is_gone_for_good() {
+                    if began.elapsed() > PATIENCE || self.grip.is_gone_for_good() {
                         return Err(error);
                     }
                     pause = (pause * 2).min(Duration::from_secs(5));
@@ -303,148 +329,4 @@ impl Watch {
             std::thread::sleep(pause);
         }
     }
-
-    /// The number of what was there.
-    fn remove_all(&self) -> io::Result<usize> {
-        let filters = || HashMap::from([("label", self.labels())]);
-        let containers = self.engine.list("containers", filters())?;
-        // Dead at once, all of them; the removal takes its time.
-        self.engine.each(&containers, |engine, id| engine.kill(id));
-        self.engine.each(&containers, |engine, id| engine.remove(&format!("/containers/{id}?force=1&v=1")));
-        let networks = self.engine.list("networks", filters())?;
-        self.engine.each(&networks, |engine, id| engine.remove(&format!("/networks/{id}")));
-        let volumes = self.engine.list("volumes", filters())?;
-        self.engine.each(&volumes, |engine, name| engine.remove(&format!("/volumes/{name}")));
-        Ok(containers.len() + networks.len() + volumes.len())
-    }
-
-    fn labels(&self) -> Vec<String> {
-        let Owner { fleet, worker, instance } = &self.owner;
-        vec![format!("{FLEET}={fleet}"), format!("{WORKER}={worker}"), format!("{INSTANCE}={instance}")]
-    }
-}
-
-/// Where the engine listens.
-enum Engine {
-    Unix(std::path::PathBuf),
-    Tcp(String),
-}
-
-impl Engine {
-    fn at(host: &str) -> io::Result<Self> {
-        match host.split_once("://") {
-            Some(("unix", path)) => Ok(Self::Unix(path.into())),
-            Some(("tcp" | "http", address)) => Ok(Self::Tcp(address.trim_end_matches('/').to_owned())),
-            _ => Err(io::Error::other(format!("`{host}` is neither unix://… nor tcp://…"))),
-        }
-    }
-
-    /// Not only its socket is gone, as of an engine that is down, but the place where it would come back.
-    fn is_gone_for_good(&self) -> bool {
-        match self {
-            Self::Unix(socket) => socket.parent().is_some_and(|folder| !folder.exists()),
-            Self::Tcp(_) => false,
-        }
-    }
-
-    /// Ids of what fits; names of volumes.
-    fn list(&self, kind: &str, filters: HashMap<&str, Vec<String>>) -> io::Result<Vec<String>> {
-        let filters = percent(&serde_json::to_string(&filters)?);
-        let (status, body) =
-            self.ask("GET", &format!("/{kind}?all=1&filters={filters}").replace("/containers?", "/containers/json?"))?;
-        if status != 200 {
-            return Err(io::Error::other(format!("the engine answers {status} to a list of {kind}")));
-        }
-        let (body, key): (Value, _) = match kind {
-            "volumes" => (serde_json::from_slice::<Value>(&body)?["Volumes"].take(), "Name"),
-            _ => (serde_json::from_slice(&body)?, "Id"),
-        };
-        let ids = body.as_array().into_iter().flatten().filter_map(|object| object[key].as_str());
-        Ok(ids.map(str::to_owned).collect())
-    }
-
-    /// Does it to each, several at once. What fails is found again by the next list.
-    fn each(&self, ids: &[String], act: impl Fn(&Self, &str) -> io::Result<()> + Sync) {
-        let left = Mutex::new(ids.iter());
-        let work = || {
-            while let Some(id) = left.lock().ok().and_then(|mut left| left.next()) {
-                if let Err(error) = act(self, id) {
-                    eprintln!("shoal: the guard of the containers: {id}: {error}");
-                }
-            }
-        };
-        std::thread::scope(|scope| {
-            for _ in 1..ids.len().min(AT_ONCE) {
-                // Without another thread this one does it alone.
-                let _ = std::thread::Builder::new().stack_size(128 << 10).spawn_scoped(scope, work);
-            }
-            work();
-        });
-    }
-
-    fn kill(&self, id: &str) -> io::Result<()> {
-        let kill = || self.ask("POST", &format!("/containers/{id}/kill?signal=KILL"));
-        let (status, body) = kill()?;
-        match status {
-            200..=299 | 404 => Ok(()),
-            // Some engines kill nothing that is paused.
-            409 | 500 if String::from_utf8_lossy(&body).contains("paused") => {
-                self.ask("POST", &format!("/containers/{id}/unpause"))?;
-                kill().map(|_| ())
-            }
-            // It does not run.
-            409 => Ok(()),
-            status => Err(io::Error::other(format!("{status} {}", String::from_utf8_lossy(&body).trim()))),
-        }
-    }
-
-    fn remove(&self, path: &str) -> io::Result<()> {
-        match self.ask("DELETE", path)? {
-            // In use, or somebody is at it: the next list tells.
-            (200..=299 | 404 | 409, _) => Ok(()),
-            (status, body) => Err(io::Error::other(format!("{status} {}", String::from_utf8_lossy(&body).trim()))),
-        }
-    }
-
-    /// One request on a connection of its own.
-    fn ask(&self, method: &str, path: &str) -> io::Result<(u16, Vec<u8>)> {
-        let request = format!("{method} {path} HTTP/1.0\r\nHost: engine\r\nContent-Length: 0\r\n\r\n");
-        let mut answer = Vec::new();
-        match self {
-            Self::Unix(socket) => {
-                let mut stream = connect(socket)?;
-                stream.write_all(request.as_bytes())?;
-                stream.read_to_end(&mut answer)?;
-            }
-            Self::Tcp(address) => {
-                let mut stream = TcpStream::connect(address)?;
-                stream.set_read_timeout(Some(ANSWER_WITHIN))?;
-                stream.set_write_timeout(Some(ANSWER_WITHIN))?;
-                stream.write_all(request.as_bytes())?;
-                stream.read_to_end(&mut answer)?;
-            }
-        }
-        let head = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").ok_or(io::ErrorKind::UnexpectedEof)?;
-        let status = std::str::from_utf8(&answer[..head]).ok().and_then(|head| head.split(' ').nth(1)?.parse().ok());
-        let status = status.ok_or_else(|| io::Error::other("the engine does not speak HTTP"))?;
-        answer.drain(..head + 4);
-        Ok((status, answer))
-    }
-}
-
-/// With its timeouts set before: the queue of a frozen engine may be full.
-fn connect(path: &std::path::Path) -> io::Result<UnixStream> {
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt};
-    let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-    let timeout = nix::sys::time::TimeVal::new(ANSWER_WITHIN.as_secs() as i64, 0);
-    setsockopt(&fd, sockopt::SendTimeout, &timeout)?;
-    setsockopt(&fd, sockopt::ReceiveTimeout, &timeout)?;
-    connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
-    Ok(UnixStream::from(fd))
-}
-
-/// For the query of a URL.
-fn percent(text: &str) -> String {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.~".contains(&b);
-    text.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::guard::Guard;
+use super::guard::{Guard, Target};
 use super::labels::Owner;
 use crate::runtime::process::GuardCommand;
 
@@ -15,9 +15,9 @@ const TRY_AGAIN: Duration = Duration::from_secs(30);
 const START_AGAIN: Duration = Duration::from_millis(100);
 
 /// Holds the guard, and starts another where it ends.
-pub(super) struct Keeper {
+pub(in crate::runtime) struct Keeper {
     command: GuardCommand,
-    host: String,
+    target: Target,
     owner: Owner,
     held: Mutex<Held>,
 }
@@ -33,8 +33,8 @@ struct Held {
 
 impl Keeper {
     /// Starts the first one. A worker without a guard works all the same; its capabilities tell.
-    pub(super) async fn start(command: GuardCommand, host: String, owner: Owner) -> Self {
-        let keeper = Self { command, host, owner, held: Mutex::default() };
+    pub(in crate::runtime) async fn start(command: GuardCommand, target: Target, owner: Owner) -> Self {
+        let keeper = Self { command, target, owner, held: Mutex::default() };
         keeper.start_guard().await;
         keeper
     }
@@ -45,7 +45,7 @@ impl Keeper {
     }
 
     async fn start_guard(&self) -> Option<Arc<Guard>> {
-        match Guard::start(&self.command, &self.host, &self.owner).await {
+        match Guard::start(&self.command, &self.target, &self.owner).await {
             Ok(guard) => {
                 let guard = Arc::new(guard);
                 let mut held = self.held();
@@ -63,12 +63,12 @@ impl Keeper {
     }
 
     /// Whether there is one now.
-    pub(super) fn is_guarded(&self) -> bool {
+    pub(in crate::runtime) fn is_guarded(&self) -> bool {
         self.held().guard.is_some()
     }
 
     /// Mortal containers may live until then at least.
-    pub(super) fn extend(&self, until: Instant) {
+    pub(in crate::runtime) fn extend(&self, until: Instant) {
         let mut held = self.held();
         held.until = held.until.max(Some(until));
         if let Some(guard) = &held.guard {
@@ -77,18 +77,18 @@ impl Keeper {
     }
 
     /// Whether that time is over: whoever is to be started now may not live.
-    pub(super) fn has_lapsed(&self) -> bool {
+    pub(in crate::runtime) fn has_lapsed(&self) -> bool {
         self.held().until.is_some_and(|until| until <= Instant::now())
     }
 
     /// How often guards began to kill what was not kept alive.
-    pub(super) fn kills(&self) -> u64 {
+    pub(in crate::runtime) fn kills(&self) -> u64 {
         let held = self.held();
         held.kills + held.guard.as_ref().map_or(0, |guard| guard.kills())
     }
 
     /// Starts another one whenever it ends, until `stop`.
-    pub(super) async fn keep(&self, stop: CancellationToken) {
+    pub(in crate::runtime) async fn keep(&self, stop: CancellationToken) {
         let keeping = async {
             loop {
                 let guard = self.held().guard.clone();
@@ -110,12 +110,12 @@ impl Keeper {
     }
 
     /// Leaves the guard to itself: it removes all of this life of the worker as soon as the engine lets it.
-    pub(super) fn leave(&self) {
+    pub(in crate::runtime) fn leave(&self) {
         drop(self.held().guard.take());
     }
 
     /// Lets the guard go, once nothing of this life of the worker is left. Nobody may keep it any more.
-    pub(super) async fn end(&self) {
+    pub(in crate::runtime) async fn end(&self) {
         let guard = self.held().guard.take();
         if let Some(guard) = guard.and_then(Arc::into_inner) {
             guard.end().await;
