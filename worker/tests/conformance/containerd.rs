@@ -112,8 +112,17 @@ async fn a_running_container_is_hardened() {
     let (stdout, stderr, exit) = run(&runtime, fixture.job(shell(script))).await;
     let lines: Vec<String> = stdout.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
     let expected = [
-        "CapEff: 0000000000000000", "CapBnd: 0000000000000000", "NoNewPrivs: 1", "Seccomp: 2", "lo", "no mount",
-        "no namespace", "no keys", "no sysctl", "no group", "1",
+        "CapEff: 0000000000000000",
+        "CapBnd: 0000000000000000",
+        "NoNewPrivs: 1",
+        "Seccomp: 2",
+        "lo",
+        "no mount",
+        "no namespace",
+        "no keys",
+        "no sysctl",
+        "no group",
+        "1",
     ];
     // The kernel's order is its own.
     let (mut lines, mut expected) = (lines, expected.map(str::to_owned).to_vec());
@@ -135,7 +144,8 @@ async fn user_folder_and_read_only_image_are_as_asked_for() {
     };
     let (stdout, stderr, _) = run(&runtime, fixture.job(container)).await;
     assert_eq!(stdout, "1000\n1000\n/app\nwritable\n/home/job\n", "{stderr}");
-    let read_only = Container { read_only: true, ..shell("touch /x 2>/dev/null || echo no; touch /tmp/x /shoal/x && echo yes") };
+    let read_only =
+        Container { read_only: true, ..shell("touch /x 2>/dev/null || echo no; touch /tmp/x /shoal/x && echo yes") };
     assert_eq!(run(&runtime, fixture.job(read_only)).await.0, "no\nyes\n");
     let image = |suffix: &str| Container { image: format!("{IMAGE}{suffix}"), ..shell("id -u; pwd; echo $FROM_IMAGE") };
     assert_eq!(run(&runtime, fixture.job(image("-user"))).await.0, "1000\n/shoal\n\n");
@@ -201,7 +211,10 @@ async fn a_network_that_gives_no_address_is_tried_and_undone() {
     let plugins = fixture.folder.path().join("plugins");
     std::fs::create_dir(&plugins).unwrap();
     let (log, bridge) = (plugins.join("log"), plugins.join("bridge"));
-    let fails = format!("#!/bin/sh\ncat >/dev/null\necho $CNI_COMMAND >> {}\n[ $CNI_COMMAND = DEL ] && exit 0\necho '{{\"code\":11,\"msg\":\"no more addresses\"}}'\nexit 1\n", log.display());
+    let fails = format!(
+        "#!/bin/sh\ncat >/dev/null\necho $CNI_COMMAND >> {}\n[ $CNI_COMMAND = DEL ] && exit 0\necho '{{\"code\":11,\"msg\":\"no more addresses\"}}'\nexit 1\n",
+        log.display()
+    );
     std::fs::write(&bridge, fails).unwrap();
     std::fs::set_permissions(&bridge, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let runtime = fixture.boot_with(|config| {
@@ -267,7 +280,8 @@ async fn a_container_outlives_an_outage_of_its_engine() {
     let socket = fixture.folder.path().join("engine.sock");
     let runtime = fixture.boot_with(|config| config.settings.containerd_address = socket).await;
     let job = fixture.job(shell("echo ready; read line; echo \"got $line\"; exit 4"));
-    let fed = Container { stdin: Some("x\n".to_owned()), ..shell("echo ready; sleep 3; read line; echo got $line; exit 4") };
+    let fed =
+        Container { stdin: Some("x\n".to_owned()), ..shell("echo ready; sleep 3; read line; echo got $line; exit 4") };
     let job = Job { workload: Workload::Container(fed), ..job };
     let start = job.start.clone();
     let mut started = within(runtime.start(job)).await.unwrap();
@@ -310,14 +324,21 @@ async fn an_archive_is_imported_and_runs() {
     let runtime = fixture.boot().await;
     let name = format!("shoal-test/import-{:08x}:1", rand::random::<u32>());
     let layer = layer(name.as_bytes());
-    let diff = { use sha2::Digest; format!("sha256:{}", sha2::Sha256::digest(&layer).iter().map(|byte| format!("{byte:02x}")).collect::<String>()) };
+    let diff = {
+        use sha2::Digest;
+        format!("sha256:{}", sha2::Sha256::digest(&layer).iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+    };
     let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
     let config = json!({"os": "linux", "architecture": architecture, "config": {"Cmd": ["sh", "-c", "echo imported"]},
         "rootfs": {"type": "layers", "diff_ids": [diff]}});
     let manifest = json!([{"Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"]}]);
     let path = fixture.folder.path().join("image.tar");
     let mut archive = tar::Builder::new(std::fs::File::create(&path).unwrap());
-    for (file, bytes) in [("manifest.json", manifest.to_string().into_bytes()), ("config.json", config.to_string().into_bytes()), ("layer.tar", layer)] {
+    for (file, bytes) in [
+        ("manifest.json", manifest.to_string().into_bytes()),
+        ("config.json", config.to_string().into_bytes()),
+        ("layer.tar", layer),
+    ] {
         let mut header = tar::Header::new_gnu();
         header.set_size(bytes.len() as u64);
         header.set_mode(0o644);
@@ -337,7 +358,8 @@ async fn an_image_is_pulled_once_however_many_wait_for_it() {
     let registry = TinyRegistry::start().await;
     let name = registry.push("acme/pulled", layer(registry.host.as_bytes()));
     let settings = json!({registry.host.clone(): {"scheme": "http"}});
-    let runtime = fixture.boot_with(|config| config.settings.registries = serde_json::from_value(settings).unwrap()).await;
+    let runtime =
+        fixture.boot_with(|config| config.settings.registries = serde_json::from_value(settings).unwrap()).await;
     let container = || Container { command: Vec::new(), ..Container::new(&name) };
     let never = Container { pull: Some(PullPolicy::Never), ..container() };
     let refused = within(runtime.start(fixture.job(never))).await.err().expect("refused").to_task_error();
@@ -395,7 +417,8 @@ impl Place for Containerd {
     async fn boot(&self, worker: &str) -> Arc<dyn Runtime> {
         let instance = format!("{:016x}", rand::random::<u64>());
         let config = self.traces.config(&AgentId::new(worker).unwrap(), &instance);
-        let runtime = Arc::new(ContainerdRuntime::new(ContainerdConfig { fleet: self.fleet.clone(), ..config }).await.unwrap());
+        let runtime =
+            Arc::new(ContainerdRuntime::new(ContainerdConfig { fleet: self.fleet.clone(), ..config }).await.unwrap());
         self.booted.lock().unwrap().push(runtime.clone());
         runtime
     }

@@ -43,14 +43,20 @@ impl TinyRegistry {
                     }
                     let head = String::from_utf8_lossy(&head).into_owned();
                     let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
-                    if path.ends_with("#layer") || of.lock().unwrap().get(&path).is_some_and(|(kind, _)| kind == "layer") {
+                    if path.ends_with("#layer")
+                        || of.lock().unwrap().get(&path).is_some_and(|(kind, _)| kind == "layer")
+                    {
                         asked.fetch_add(1, Ordering::Relaxed);
                     }
                     let found = of.lock().unwrap().get(&path).cloned();
                     let (status, kind, body) = match found {
                         _ if path == "/v2/" => ("200 OK", "application/json".to_owned(), b"{}".to_vec()),
                         Some((kind, body)) => ("200 OK", kind, body),
-                        None => ("404 Not Found", "application/json".to_owned(), br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"no"}]}"#.to_vec()),
+                        None => (
+                            "404 Not Found",
+                            "application/json".to_owned(),
+                            br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"no"}]}"#.to_vec(),
+                        ),
                     };
                     let head = format!(
                         "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
