@@ -264,6 +264,10 @@ fn check(arg: &Arg, words: &[String]) -> Result<(), String> {
     probe.try_get_matches_from(line).map(|_| ()).map_err(|error| {
         let said = error.to_string();
         let line = said.lines().next().unwrap_or_default();
+        if takes_mapping(arg) {
+            // clap quotes the whole value, in which a password may stand.
+            return line.split_once(&format!("<{MAPPING}>': ")).map_or("is not understood", |(_, why)| why).to_owned();
+        }
         line.strip_prefix("error: ").unwrap_or(line).to_owned()
     })
 }
@@ -277,6 +281,9 @@ fn strip_relations(arg: Arg) -> Arg {
     }
     if let Some(delimiter) = arg.get_value_delimiter() {
         alone = alone.value_delimiter(delimiter);
+    }
+    if takes_mapping(&arg) {
+        alone = alone.value_name(MAPPING);
     }
     alone
 }
@@ -376,6 +383,41 @@ mod tests {
         match &invocation.cli.command {
             crate::cli::Command::Worker(worker) => worker.slots,
             _ => panic!("not a worker"),
+        }
+    }
+
+    #[test]
+    fn a_mapping_of_mappings_is_written_as_one_in_the_file() {
+        let registries = |invocation: &Invocation| match &invocation.cli.command {
+            crate::cli::Command::Worker(worker) => worker.containers.registries.clone(),
+            _ => panic!("not a worker"),
+        };
+        let of = |names: &worker::registry::RegistrySettings| names.names().map(str::to_owned).collect::<Vec<_>>();
+        let file = "registries:\n  registry.local:5000: {scheme: http}\n  b.example:\n    username: joe\n    password: se,cr:et\n";
+        let in_file = run(file, &["shoal", "worker"]).unwrap();
+        assert_eq!(of(&registries(&in_file)), ["b.example", "registry.local:5000"]);
+        let flag = r#"--registries={"c.example": {"ca": "/etc/ca.pem"}}"#;
+        let by_flag = run(file, &["shoal", "worker", flag]).unwrap();
+        assert_eq!(of(&registries(&by_flag)), ["c.example"], "a flag wins whole");
+        assert_eq!(of(&registries(&run("", &["shoal", "worker"]).unwrap())), Vec::<String>::new());
+        let setting = in_file.settings.iter().find(|setting| setting.key == "registries").unwrap();
+        let shown = setting.value.clone().unwrap();
+        assert!(
+            shown.contains(r#""password":"***""#) && !shown.contains("se,cr") && setting.origin == "file",
+            "{shown}"
+        );
+        for (file, words) in [
+            ("registries: {a.example: {shceme: http}}", "unknown field `shceme`"),
+            ("registries: {a.example: http}", "invalid type"),
+            ("registries: [a.example]", "invalid"),
+            ("registries: {a.example: {username: joe}}", "`username` with `password`"),
+            ("registries: {'https://a.example': {}}", "is no registry"),
+            ("registries: {a: {username: joe, password: secret}}", "key `registries`: `a` is no registry"),
+            ("labels: {a: {b: c}}", "unknown key"),
+            ("label: {a: {b: c}}", "must hold plain values"),
+        ] {
+            let problem = run(file, &["shoal", "worker"]).err().expect(file);
+            assert!(problem.contains(words) && !problem.contains("secret"), "{file}: {problem}");
         }
     }
 

@@ -95,7 +95,11 @@ impl Caller {
             // Unless its caller says otherwise, the worker takes the function's own limit.
             let acquire = (!is_first || call.acquire_timeout.is_some()).then_some(left);
             match self.ask(name, call, &request_id, acquire, limits).await {
-                Ok(reply) => return self.response(name, request_id, reply).await,
+                Ok(reply) => match self.response(name, request_id.clone(), reply).await {
+                    // Said by a worker that leaves and has sent nothing.
+                    Err(CallError::Failed(error)) if error.code == Code::Unavailable && !left.is_zero() => {}
+                    answered => return answered,
+                },
                 Err(Asked::NobodyHolds) => {}
                 Err(Asked::Failed(error)) => return Err(error),
             }

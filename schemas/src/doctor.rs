@@ -218,6 +218,10 @@ codes! {
     WorkspaceWithoutOwner = "workspace_without_owner", "warning";
     /// More dead letters in the last hour than is usual.
     DeadLettersGrowing = "dead_letters_growing", "warning";
+    /// Fewer instances of a function take calls than its `min`; the message says why the last start failed.
+    FunctionBelowMin = "function_below_min", "warning";
+    /// The record of an instance says that it takes calls, and its worker is gone.
+    InstanceWithoutWorker = "instance_without_worker", "warning";
 }
 
 impl std::fmt::Display for FindingCode {

@@ -170,6 +170,10 @@ pub enum ReasonCode {
     Soon,
     /// It will not be started after a certain time.
     Expires,
+    /// It calls a function that is not defined.
+    NoFunction,
+    /// No instance of the function that it calls takes calls, and none could be made.
+    NoInstance,
 }
 
 /// A queue as the server sees it.

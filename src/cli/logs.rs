@@ -18,7 +18,7 @@ use crate::output::{self, Format};
     after_help = "-o json prints one object a line, with `sequence` for --from; bytes that are no text are `base64`."
 )]
 pub struct Logs {
-    /// Id, `queue.id`, or a prefix that fits one task
+    /// Id, `queue.id`, or a prefix that fits one task; `_functions.NAME` for the instances of a function
     pub id: String,
     /// Go on until the task has ended
     #[arg(long, short)]
@@ -47,7 +47,7 @@ fn source(word: &str) -> Result<LogSource, String> {
 /// Prints it.
 pub async fn run(args: Logs, on: &Server<'_>) -> Result<Exit, Error> {
     let client = on.connect().await?;
-    let key = client.find(&args.id).await?;
+    let key = client.find_log(&args.id).await?;
     let options = LogOptions {
         follow: args.follow,
         from: LogCursor(args.from.unwrap_or_default()),

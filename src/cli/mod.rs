@@ -329,10 +329,9 @@ pub fn exit_of_client(error: &ClientError) -> Exit {
         ClientError::Api(error) => exit_of_api(error),
         ClientError::Submit(error) => exit_of_submit(error),
         ClientError::Function(CallError::Api(error)) => exit_of_api(error),
-        ClientError::Function(CallError::Publish(error)) => match error {
-            PublishError::NotStored { .. } | PublishError::Unknown { .. } => exit::UNREACHABLE,
-            _ => exit::FAILED,
-        },
+        ClientError::Function(CallError::Publish(PublishError::NotStored { .. } | PublishError::Unknown { .. })) => {
+            exit::UNREACHABLE
+        }
         ClientError::Function(CallError::Failed(error)) => exit_of_code(error.code),
         ClientError::Closed => exit::UNREACHABLE,
         ClientError::TimedOut { .. } => exit::TIMED_OUT,

@@ -1,6 +1,7 @@
 //! `shoal doctor`, from outside (O11): every finding is provoked, and a healthy fleet has none.
 
 mod agents;
+mod functions;
 mod healthy;
 mod host;
 mod server;

@@ -175,3 +175,20 @@ async fn a_task_that_will_expire_says_when() {
     assert_eq!(codes(&explained), ["no_worker", "expires"]);
     assert_eq!(explained["expires_at"], at.to_string());
 }
+
+#[tokio::test]
+async fn a_call_of_a_function_that_is_not_defined_or_cannot_be_had_is_explained() {
+    let fleet = Fleet::start().await;
+    let call = json!({"workload": {"kind": "invoke", "function": "f"}});
+    fleet.publish("default.a", &call).await;
+    let explained = explained_by(&fleet, "default.a", "no_function").await;
+    assert!(answer(&explained).contains("`f`, which is not defined"), "{explained}");
+    assert!(codes(&explained).contains(&"no_worker"), "{explained}");
+
+    fleet.shoal(&["function", "apply", "f", "--image", "a:1", "--pool", "gpu"]).await.ok();
+    let explained = explain(&fleet, "default.a").await;
+    assert_eq!(codes(&explained)[0], "no_worker");
+    let reasons = explained["reasons"].as_array().expect("reasons");
+    let cold = reasons.iter().find(|reason| reason["code"] == "no_instance").expect("a reason");
+    assert!(cold["message"].as_str().expect("text").contains("pool `gpu` runs containers"), "{cold}");
+}

@@ -16,22 +16,27 @@ async fn every_store_is_there_under_its_plain_name() {
     names.sort();
     let expected = [
         "KV_shoal_agents",
+        "KV_shoal_functions",
+        "KV_shoal_instances",
         "KV_shoal_queues",
         "KV_shoal_tasks",
         "OBJ_shoal_artifacts",
         "SHOAL_DEAD",
+        "SHOAL_ENSURE",
         "SHOAL_LOGS",
         "SHOAL_TASKS",
     ];
     assert_eq!(names, expected);
 
-    let tasks = fleet.stream("SHOAL_TASKS").await.cached_info().config.clone();
-    assert_eq!(tasks.retention, RetentionPolicy::WorkQueue);
-    assert_eq!((tasks.max_messages_per_subject, tasks.discard), (1, DiscardPolicy::New));
+    for name in ["SHOAL_TASKS", "SHOAL_ENSURE"] {
+        let config = fleet.stream(name).await.cached_info().config.clone();
+        assert_eq!(config.retention, RetentionPolicy::WorkQueue, "{name}");
+        assert_eq!((config.max_messages_per_subject, config.discard), (1, DiscardPolicy::New), "{name}");
+    }
     for name in ["SHOAL_LOGS", "SHOAL_DEAD"] {
         assert_eq!(fleet.stream(name).await.cached_info().config.retention, RetentionPolicy::Limits, "{name}");
     }
-    for bucket in ["shoal_tasks", "shoal_agents", "shoal_queues"] {
+    for bucket in ["shoal_tasks", "shoal_agents", "shoal_queues", "shoal_functions", "shoal_instances"] {
         let store = fleet.js.get_key_value(bucket).await.unwrap_or_else(|e| panic!("bucket {bucket}: {e}"));
         assert_eq!(store.stream.cached_info().config.max_messages_per_subject, 1, "{bucket}");
     }

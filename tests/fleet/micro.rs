@@ -61,7 +61,9 @@ async fn dispatchers_and_workers_are_found_as_services() {
 
     let info = ask_until(&fleet, "$SRV.INFO.shoal", |found| found.len() == 2).await.remove(0);
     assert_eq!(info["metadata"]["prefix"], "shoal");
-    for verb in ["submit", "get", "explain", "list", "cancel", "retry", "agents", "queues"] {
+    for verb in
+        ["submit", "get", "explain", "list", "cancel", "retry", "agents", "queues", "functions", "instances", "ensure"]
+    {
         assert_eq!(endpoint(&info, verb)["subject"], format!("shoal.api.{verb}"));
         assert!(endpoint(&info, verb)["metadata"]["takes"].is_string());
     }

@@ -15,6 +15,7 @@ use axum::response::{IntoResponse, Response};
 use futures_util::{Stream, StreamExt, stream};
 use schemars::JsonSchema;
 use schemas::StartId;
+use schemas::function::LOG_QUEUE;
 use schemas::http::{LogPiece, ShownTask};
 use schemas::names::LogSource;
 use serde::{Deserialize, Serialize};
@@ -156,9 +157,11 @@ async fn logs(
         tail: query.tail.filter(|_| seen.is_none()),
         all_runs: query.all_runs,
     };
-    let key = api.client.find(&id).await?;
+    let key = api.client.find_log(&id).await?;
     let room = api.stream()?;
-    let over = api.client.get(&key).await?.status().is_some_and(|status| status.is_terminal());
+    // That of a function's instances has no end.
+    let over = key.queue.as_str() != LOG_QUEUE
+        && api.client.get(&key).await?.status().is_some_and(|status| status.is_terminal());
     let follows = options.follow && !over;
     let mut chunks = api.client.logs(&key, options).peekable();
     if !follows {

@@ -199,6 +199,9 @@ impl ClientError {
             Self::NotFound { kind: "dead letter", .. } => "`shoal dead list` shows them".into(),
             Self::NotFound { kind: "artifact", .. } => "the record names what there is: `shoal get`".into(),
             Self::NotFound { kind: "store", .. } => SET_UP.into(),
+            Self::NotFound { kind: "log", .. } => {
+                "`shoal function list` shows the functions; none of its instances wrote yet".into()
+            }
             Self::NotFound { kind: "container", .. } => "`shoal containers list` shows what there is".into(),
             Self::NotFound { .. } => return None,
             Self::Ambiguous { .. } => "write more of it, or `<queue>.<id>`".into(),

@@ -10,8 +10,8 @@ use schemas::explain::{Explanation, Hindered, QueueFacts, Reason, ReasonCode, St
 use schemas::stores::RECORDS_KEPT;
 use schemas::task::Policy;
 use schemas::{
-    AgentRecord, AgentStatus, Attempt, Code, DeadLetter, HumanDuration, Outcome, QueueName, State, Task, TaskId,
-    TaskKey, TaskRecord, Timestamp,
+    AgentRecord, AgentStatus, Attempt, Code, DeadLetter, FunctionName, HumanDuration, Outcome, QueueName, State, Task,
+    TaskId, TaskKey, TaskRecord, Timestamp, Workload,
 };
 
 use super::{AgentView, Client, ClientError, QueueView, TaskView};
@@ -49,7 +49,17 @@ impl Client {
             }
         }
         let seen = Seen { view: &view, queue: &queue, consumer: consumer.as_ref(), agents: &agents, position, now };
-        Ok(seen.explain())
+        let mut explanation = seen.explain();
+        if let Some(function) = seen.function() {
+            match self.explain_function(&function, &agents).await {
+                Ok(None) => {}
+                // One that runs waits for just that; one that waits, for a worker first.
+                Ok(Some(reason)) if reason.code == ReasonCode::NoFunction => explanation.reasons.insert(0, reason),
+                Ok(Some(reason)) => explanation.reasons.push(reason),
+                Err(error) => tracing::debug!(task = %key, %error, "its function was not looked at"),
+            }
+        }
+        Ok(explanation)
     }
 
     /// The same for what a person types: an id, `<queue>.<id>`, or a prefix of either that fits only one task.
@@ -81,6 +91,17 @@ struct Seen<'a> {
 }
 
 impl Seen<'_> {
+    /// The function that it calls, if it is such a task.
+    fn function(&self) -> Option<FunctionName> {
+        let record = self.view.current().map(|current| &current.record);
+        let kept = record.and_then(|record| record.task.as_ref()).map(|task| task.get().as_bytes());
+        let bytes = kept.or(self.view.queued.as_ref().map(|queued| &queued.task[..])).unwrap_or_default();
+        match Task::decode(bytes).ok()?.workload {
+            Workload::Invoke(invoke) => Some(invoke.function),
+            _ => None,
+        }
+    }
+
     /// Weighs it, unless it is over. Pure.
     fn explain(&self) -> Explanation {
         let record = self.view.current().map(|current| &current.record);

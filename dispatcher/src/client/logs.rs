@@ -8,13 +8,14 @@ use bytes::Bytes;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use jetstream::{CALL_TIMEOUT, Link};
+use schemas::function::LOG_QUEUE;
 use schemas::names::LogSource;
 use schemas::{StartId, TaskKey, Timestamp};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::find::replaced;
-use super::record::Pauses;
+use super::record::{Pauses, Recorded};
 use super::wait::Watch;
 use super::{Client, ClientError};
 
@@ -65,6 +66,15 @@ const LOOK_AGAIN: Duration = Duration::from_millis(5);
 const LOOKS: u32 = 8;
 
 impl Client {
+    /// The task whose log is meant, as [`Client::find`] finds it; or that of a function's instances, as
+    /// `_functions.<function>`.
+    pub async fn find_log(&self, text: &str) -> Result<TaskKey, ClientError> {
+        match text.split_once('.') {
+            Some((LOG_QUEUE, _)) => Ok(text.parse()?),
+            _ => self.find(text).await,
+        }
+    }
+
     /// The log of a task, what is stored and then, with `follow`, what comes, until the task has ended and all its lines
     /// were read. Any chunk's place is where a later call can go on.
     pub fn logs(&self, key: &TaskKey, options: LogOptions) -> BoxStream<'static, Result<LogChunk, ClientError>> {
@@ -124,12 +134,21 @@ enum Phase {
 struct Live {
     /// The same lines as they pass by; only counted, for they bear no sequence.
     passing: Subscriber,
-    task: Watch,
+    /// None of a function's instances: their log has no end.
+    task: Option<Watch>,
     link: watch::Receiver<Link>,
     /// Passed by and not read yet.
     owed: usize,
     /// Looks in vain since the last one that found something.
     looks: u32,
+}
+
+/// The next news of the task; of no task there are none.
+async fn ended(task: &mut Option<Watch>) -> Result<Option<Recorded>, ClientError> {
+    match task {
+        Some(task) => task.next().await,
+        None => std::future::pending().await,
+    }
 }
 
 impl Log {
@@ -181,20 +200,22 @@ impl Log {
         let view = self.bear(|| self.client.look(&self.key)).await?;
         let recorded = view.record.as_ref().map(|recorded| recorded.record.submitted_at);
         let newest = recorded.max(view.queued.as_ref().map(|queued| queued.submitted_at));
-        if newest.is_none() && self.newest().await? == 0 {
-            return Err(ClientError::NotFound { kind: "task", name: self.key.to_string() });
+        let of_function = self.key.queue.as_str() == LOG_QUEUE;
+        if newest.is_none() && self.newest().await? == 0 && !(of_function && self.options.follow) {
+            let kind = if of_function { "log" } else { "task" };
+            return Err(ClientError::NotFound { kind, name: self.key.to_string() });
         }
         if !self.options.all_runs && self.options.start.is_none() {
             self.begins = newest;
         }
-        if !self.options.follow || newest.is_none() {
+        if !self.options.follow || (newest.is_none() && !of_function) {
             return Ok(Phase::Stored(None));
         }
         let client = self.client.js.client();
         let passing = client.subscribe(self.subjects.clone()).await.map_err(|_| ClientError::Closed)?;
         let mut link = self.client.connection.link.clone();
         link.mark_unchanged();
-        let task = Watch::new(&self.client, &self.key, view.sequence());
+        let task = (!of_function).then(|| Watch::new(&self.client, &self.key, view.sequence()));
         Ok(Phase::Stored(Some(Box::new(Live { passing, task, link, owed: 0, looks: 0 }))))
     }
 
@@ -214,7 +235,7 @@ impl Log {
                 live.looks = 0;
                 false
             }
-            recorded = live.task.next() => recorded?.is_none_or(|recorded| recorded.record.state.is_terminal()),
+            recorded = ended(&mut live.task) => recorded?.is_none_or(|recorded| recorded.record.state.is_terminal()),
             changed = live.link.changed() => {
                 changed.map_err(|_| ClientError::Closed)?;
                 false

@@ -9,6 +9,7 @@ pub mod doctor;
 pub mod documents;
 mod error;
 mod explain;
+mod explain_invoke;
 mod find;
 mod get;
 mod held;

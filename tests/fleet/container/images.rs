@@ -61,6 +61,34 @@ async fn always_runs_what_the_registry_has_now_and_never_asks_nobody() {
 }
 
 #[tokio::test]
+async fn a_registry_is_spoken_to_as_the_workers_setting_says() {
+    let engine = engine!();
+    let registry = Registry::start().await;
+    let fleet = Fleet::start().await;
+    let image = registry.push(&engine, "set", 1 << 20);
+    let host = image.split('/').next().expect("a registry").to_owned();
+    let set = |queue: &str, scheme: &str| {
+        let setting = serde_json::json!({&host: {"scheme": scheme}}).to_string();
+        engine.worker(&fleet, queue).queues(queue).env("SHOAL_REGISTRIES", &setting)
+    };
+    let (strict, plain) = (set("strict", "https"), set("plain", "http"));
+    let (_strict, _plain) = (strict.start().await, plain.start().await);
+    // An engine would go over to plain http by itself on this address.
+    let record = fleet.run("strict.a", &container(&image, &["true"])).await;
+    assert_eq!(code(&record), Code::ImagePullFailed);
+    let message = record.error.expect("an error").message;
+    assert!(message.contains("`scheme: http`"), "{message}");
+    assert_eq!(registry.asked(""), 0);
+    let record = fleet.run("plain.a", &container(&image, &["echo", "ran"])).await;
+    assert_eq!(record.state, State::Succeeded, "{record:?}");
+    assert_eq!(stored(&fleet, &record, LogSource::Stdout).await, b"ran\n");
+    let told = String::from_utf8(stored(&fleet, &record, LogSource::System).await).expect("text");
+    assert!(told.contains(&format!("pulled image {image}: 1 of 1 layers")), "{told}");
+    assert_eq!(fleet.run("plain.b", &container(&image, &["true"])).await.state, State::Succeeded);
+    assert_eq!(registry.asked("/v2/set/manifests/"), 1);
+}
+
+#[tokio::test]
 async fn a_worker_that_never_pulls_wins_over_the_task() {
     let engine = engine!();
     let registry = Registry::start().await;

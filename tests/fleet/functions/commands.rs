@@ -121,6 +121,16 @@ async fn invoke_prints_the_response_as_it_came() {
     assert_eq!((&told["status"], &told["body"]["count"]), (&json!(200), &json!(4)));
     assert_eq!(told["worker"], world.engine.id("w"));
 
+    assert_eq!(world.shoal(&["invoke", "f", "{\"do\":\"log\",\"text\":\"written\"}"]).await.code, 0);
+    eventually("what it wrote in its log", async || match world.shoal(&["logs", "_functions.f"]).await {
+        logs if logs.code == 0 && logs.stdout.contains("written") => Ok(()),
+        logs => Err(format!("{logs:?}")),
+    })
+    .await;
+
+    let none = world.shoal(&["logs", "_functions.none"]).await;
+    assert!(none.code == 1 && none.stderr.contains("shoal function list"), "{none:?}");
+
     let failed = world.shoal(&["invoke", "f", "{\"do\":\"fail\",\"status\":503}"]).await;
     assert_eq!(failed.code, 1);
     assert!(failed.stderr.contains("function_failed") && failed.stderr.contains("503"), "{}", failed.stderr);
@@ -195,4 +205,23 @@ async fn containers_are_listed_measured_halted_and_go_on_with_the_next_call() {
     let none = world.shoal(&["containers", "pause", "nothing-like-it"]).await;
     assert_eq!(none.code, 1);
     assert!(none.stderr.contains("shoal containers list"), "{}", none.stderr);
+}
+
+#[tokio::test]
+async fn a_plain_request_over_nats_calls_what_is_warm_and_has_no_responders_where_nothing_is() {
+    let Some((world, _worker)) = world().await else { return };
+    let name = world.define("f", json!({})).await;
+    let nats = &world.fleet.nats;
+    assert!(nats.request("shoal.invoke.f", "{}".into()).await.is_err(), "cold");
+    world.caller.ensure(&name, Some(super::PATIENCE)).await.expect("an instance");
+    let reply = nats.request("shoal.invoke.f", "{\"a\":1}".into()).await.expect("warm");
+    assert_eq!(reply.payload.as_ref(), b"{\"a\":1}");
+    let headers = reply.headers.expect("headers");
+    assert_eq!(headers.get("Shoal-Status").map(|it| it.as_str()), Some("200"));
+    assert_eq!(headers.get("Shoal-Worker").map(|it| it.as_str()), Some(world.engine.id("w").as_str()));
+    // And the record is a plain entry.
+    let (_, record) = world.fleet.get("shoal_instances", "f.0").await.expect("readable").expect("an entry");
+    let record: Value = serde_json::from_slice(&record).expect("JSON");
+    assert_eq!(record["status"], "ready");
+    assert!(world.fleet.get("shoal_functions", "f").await.expect("readable").is_some());
 }

@@ -86,6 +86,12 @@ async fn a_call_is_answered_as_the_function_answers_with_ids_passed_on() {
     );
     let threw = door.invoke("f", &json!({"do": "error"}), &[]).await.status(200);
     assert_eq!(threw.headers["x-shoal-function-error"], "Unhandled");
+    door.invoke("f", &json!({"do": "log", "text": "written"}), &[]).await.status(200);
+    eventually("what it wrote in its log", async || match door.ask("GET", "/api/tasks/_functions.f/logs", &[]).await {
+        logs if logs.status == 200 && logs.text().contains("written") => Ok(()),
+        logs => Err(format!("{logs:?}")),
+    })
+    .await;
     let big = door.invoke("f", &json!({"do": "big", "bytes": 3 << 20}), &[]).await.status(200);
     assert_eq!(big.body.len(), 3 << 20);
 }
@@ -137,16 +143,21 @@ async fn an_event_becomes_a_task() {
 #[tokio::test]
 async fn an_instance_is_held_by_touching_it_and_goes_when_it_is_let_go() {
     let Some(door) = Door::open().await else { return };
-    let name = door.world.define("f", json!({"idle_timeout": "3s"})).await;
+    let name = door.world.define("f", json!({"idle_timeout": "2s"})).await;
     let held = door.ask("POST", "/api/functions/f/acquire", &[]).await.status(200).json();
     let start = held["instance"]["start"].as_str().expect("a start").to_owned();
     assert!(held["instance"]["ip_address"].is_string() && held["expires_at"].is_string(), "{held}");
-    let until = std::time::Instant::now() + std::time::Duration::from_secs(7);
-    while std::time::Instant::now() < until {
+    // Touched until its record has been used for longer than it may be idle.
+    eventually("used for longer than it may idle", async || {
         let again = door.ask("POST", &format!("/api/instances/{start}/touch"), &[]).await.status(200).json();
         assert_eq!(again["instance"]["start"], start.as_str());
-        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
-    }
+        let record = door.world.records(&name).await.pop().expect("a record");
+        match record.last_used {
+            Some(used) if used.since(record.created_at) > std::time::Duration::from_secs(4) => Ok(()),
+            used => Err(format!("{used:?}")),
+        }
+    })
+    .await;
     // Let go of.
     door.world.no_container(&name).await;
     door.world.records_where(&name, "no record", |it| it.is_empty()).await;

@@ -113,7 +113,7 @@ async fn take_up(
     let limit = defined.function.limits.logs.unwrap_or(functions.worker.config.log_limit);
     let (log, output) = LogSink::open(&functions.worker, &log_key(&defined), &found.start, limit, Activity::default());
     tokio::spawn(log);
-    functions.copy_output(runtime, &found.id, output);
+    functions.copy_output(runtime, &found.id, output).await;
     functions.seat(&defined, Seat::new(record, revision, found.start.clone(), address, runtime.clone())).await?;
     Ok(true)
 }

@@ -94,7 +94,6 @@ pub async fn answer(functions: Arc<Functions>, pool: Arc<Pool>, message: Message
     if let Err(error) = functions.worker.js.client().publish_with_headers(reply, headers, body).await {
         tracing::warn!(function = %defined.name, request = asked.request_id, %error, "not answered");
     }
-    functions.forget_if_empty(&defined.name);
 }
 
 async fn call(
@@ -197,6 +196,7 @@ async fn admission(
             );
             return Err(TaskError::new(Code::CircuitOpen, message));
         }
+        Admission::Refuse(error) => return Err(error),
         Admission::Full => {
             let message = format!("too many calls wait for `{name}` on the worker {}", functions.worker.id);
             return Err(TaskError::new(Code::NoInstance, message));

@@ -5,9 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use functions::Defined;
-use schemas::names::LogSource;
 use schemas::{Code, Instance, InstanceStatus, StartId, TaskError, TaskId, TaskKey};
-use tokio_util::sync::CancellationToken;
 
 use super::Functions;
 use super::seat::Seat;
@@ -98,7 +96,7 @@ pub async fn make(functions: &Arc<Functions>, defined: &Defined, slot: &Slot) ->
         }
     };
     let undo = Undo { runtime: runtime.clone(), id: Some(launched.id.clone()) };
-    functions.copy_output(&runtime, &launched.id, output);
+    functions.copy_output(&runtime, &launched.id, output).await;
     let address = SocketAddr::new(launched.address, defined.function.port);
     if let Err(error) = wait_healthy(functions, defined, &runtime, &launched, address).await {
         notes.say(&format!("removed: {}", error.message)).await;
@@ -258,16 +256,15 @@ pub async fn look(functions: &Functions, defined: &Defined, address: SocketAddr)
 }
 
 impl Functions {
-    /// Copies what an instance writes into its log, until it ends.
-    pub(super) fn copy_output(&self, runtime: &Arc<dyn Runtime>, id: &str, output: crate::logs::Output) {
-        let (runtime, id) = (runtime.clone(), id.to_owned());
-        let stop: CancellationToken = self.over.clone();
-        tokio::spawn(stop.run_until_cancelled_owned(async move {
-            let Some(instances) = runtime.instances() else { return };
-            match instances.output(&id).await {
-                Ok(streams) => output.copy(streams.stdout, streams.stderr).await,
-                Err(error) => tracing::warn!(id, %error, source = LogSource::Stdout.as_str(), "output is not read"),
+    /// Copies what an instance writes into its log, until it ends. Returns once it is being read.
+    pub(super) async fn copy_output(&self, runtime: &Arc<dyn Runtime>, id: &str, output: crate::logs::Output) {
+        let Some(instances) = runtime.instances() else { return };
+        match instances.output(id).await {
+            Ok(streams) => {
+                let copying = output.copy(streams.stdout, streams.stderr);
+                tokio::spawn(self.over.clone().run_until_cancelled_owned(copying));
             }
-        }));
+            Err(error) => tracing::warn!(id, %error, "the output of an instance is not read"),
+        }
     }
 }

@@ -38,8 +38,12 @@ use seat::Seat;
 
 /// The queue group of all workers that hold an instance of a function.
 const GROUP: &str = "shoal";
-/// Calls that were on their way when we stopped listening are waited for this long.
-const STRAGGLERS: Duration = Duration::from_secs(1);
+/// Calls that still come to us once we stop listening: more than can be on their way.
+const HANDED_OVER: u64 = 256;
+/// Fewer came, if none came for so long.
+const SILENCE: Duration = Duration::from_secs(1);
+/// How often it is looked for functions that nothing is left of.
+const REAP_EVERY: Duration = Duration::from_secs(30);
 
 /// All functions on one worker.
 pub struct Functions {
@@ -63,6 +67,8 @@ struct Entry {
     /// Ends the hearing of calls, where they are heard.
     calls: Option<CancellationToken>,
     is_deleted: bool,
+    /// Nothing was left of it at the last look.
+    was_empty: bool,
 }
 
 impl Functions {
@@ -88,6 +94,8 @@ impl Functions {
     /// Takes nothing new, ends the calls under way within `grace`, and leaves the instances running for the next boot.
     pub async fn leave(&self, grace: Duration) {
         self.leaving.cancel();
+        // Whose calls wait may find another worker.
+        self.known().values().for_each(|entry| entry.pool.leave(&self.worker.id));
         self.tasks.close();
         if tokio::time::timeout(grace, self.tasks.wait()).await.is_err() {
             tracing::warn!("calls of functions did not end within the grace");
@@ -150,6 +158,7 @@ impl Functions {
             end: self.over.child_token(),
             calls: None,
             is_deleted: false,
+            was_empty: false,
         };
         let (pool, end) = (entry.pool.clone(), entry.end.clone());
         {
@@ -202,26 +211,33 @@ impl Functions {
         }
     }
 
-    /// Forgets a function that nothing is left of.
-    fn forget_if_empty(&self, name: &FunctionName) {
-        let mut known = self.known();
-        if known.get(name).is_some_and(|entry| entry.pool.is_empty())
-            && let Some(entry) = known.remove(name)
-        {
-            entry.end.cancel();
-        }
+    /// Forgets the functions that nothing is left of, and was not at the last look either: what was on its way to us has
+    /// come by then.
+    fn reap(&self) {
+        self.known().retain(|_, entry| {
+            let is_empty = entry.calls.is_none() && entry.pool.is_empty();
+            if is_empty && entry.was_empty {
+                entry.end.cancel();
+                return false;
+            }
+            entry.was_empty = is_empty;
+            true
+        });
     }
 
     async fn hear_calls(self: Arc<Self>, pool: Arc<Pool>, mut calls: Subscriber, stop: CancellationToken) {
         let spawn = |message: Message| {
             self.tasks.spawn(call::answer(self.clone(), pool.clone(), message));
         };
+        let mut heard = 0;
         while let Some(Some(message)) = stop.run_until_cancelled(calls.next()).await {
+            heard += 1;
             spawn(message);
         }
-        // What was on its way to us is ours to answer.
-        if calls.drain().await.is_ok() {
-            while let Ok(Some(message)) = tokio::time::timeout(STRAGGLERS, calls.next()).await {
+        // What is on its way to us is ours to answer. The client's own drain forgets it; told to end after some more, server
+        // and client agree on which is the last. Where there are fewer, silence is the end.
+        if calls.unsubscribe_after(heard + HANDED_OVER).await.is_ok() {
+            while let Ok(Some(message)) = tokio::time::timeout(SILENCE, calls.next()).await {
                 spawn(message);
             }
         }
@@ -277,7 +293,19 @@ impl Functions {
             Ok(news) => news,
             Err(error) => return tracing::warn!(%error, "changed definitions are only read"),
         };
-        while let Some(Some(event)) = self.leaving.run_until_cancelled(news.next()).await {
+        let mut reap = tokio::time::interval(REAP_EVERY);
+        loop {
+            let event = tokio::select! {
+                () = self.leaving.cancelled() => return,
+                _ = reap.tick() => {
+                    self.reap();
+                    continue;
+                }
+                event = news.next() => match event {
+                    Some(event) => event,
+                    None => return,
+                },
+            };
             let name = event.subject.rsplit('.').next().and_then(|name| name.parse::<FunctionName>().ok());
             if let Some(pool) = name.and_then(|name| self.pool(&name)) {
                 pool.seats().iter().for_each(|seat| seat.news.notify_one());
@@ -326,7 +354,7 @@ impl Functions {
 
     /// An instance that was doubted is well.
     fn open(self: &Arc<Self>, pool: &Arc<Pool>, seat: &Seat) {
-        if !seat.takes.swap(true, Ordering::Relaxed) {
+        if pool.reopen(seat) {
             let (functions, defined) = (self.clone(), pool.defined());
             self.tasks.spawn(async move {
                 if let Err(error) = functions.listen(&defined).await {

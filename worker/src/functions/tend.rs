@@ -110,7 +110,6 @@ pub async fn tend(functions: Arc<Functions>, pool: Arc<Pool>, seat: Arc<Seat>) {
     }
     let wishes = pool.remove(&seat, std::time::Instant::now());
     functions.wish(&defined, wishes);
-    functions.forget_if_empty(&defined.name);
 }
 
 /// Writes why there is no container any more.

@@ -17,7 +17,7 @@ fn images(engine: &Engine) -> Images {
     Images::with_credentials(engine.docker.clone(), "docker", Credentials::of_file("/nonexistent".into()))
 }
 
-fn architecture() -> &'static str {
+pub fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
@@ -26,7 +26,7 @@ fn architecture() -> &'static str {
 }
 
 #[track_caller]
-fn refusal(ensured: Result<Image, StartError>) -> (Code, String) {
+pub fn refusal(ensured: Result<Image, StartError>) -> (Code, String) {
     match ensured {
         Err(StartError::Refused { code, message }) => (code, message),
         other => panic!("{other:?}"),

@@ -10,6 +10,7 @@ mod instances;
 #[path = "../support/proxy.rs"]
 mod proxy;
 mod refusals;
+mod registries;
 mod registry;
 mod support;
 mod sweep;

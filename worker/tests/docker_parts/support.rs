@@ -134,6 +134,26 @@ impl Engine {
         self.docker.create_container(None::<CreateContainerOptions>, body).await.unwrap().id
     }
 
+    /// Runs a command in an image, as root, to its end.
+    pub async fn exit_code_of(&self, image: &str, command: &[&str]) -> i64 {
+        let body = ContainerCreateBody {
+            image: Some(image.to_owned()),
+            cmd: Some(command.iter().map(|word| (*word).to_owned()).collect()),
+            user: Some("0".to_owned()),
+            labels: Some(own_labels(&self.owner, "test")),
+            ..ContainerCreateBody::default()
+        };
+        let id = self.docker.create_container(None::<CreateContainerOptions>, body).await.unwrap().id;
+        self.docker.start_container(&id, None).await.unwrap();
+        let options = Some(bollard::query_parameters::WaitContainerOptions::default());
+        match self.docker.wait_container(&id, options).try_collect::<Vec<_>>().await {
+            Ok(ends) => ends[0].status_code,
+            // The library's word for an exit code other than 0.
+            Err(bollard::errors::Error::DockerContainerWaitError { code, .. }) => code,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
     pub async fn network(&self, labels: HashMap<String, String>) -> String {
         let name = format!("shoal-{}", random_word());
         let request = NetworkCreateRequest {

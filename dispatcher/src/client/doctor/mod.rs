@@ -15,6 +15,7 @@
 mod agents;
 mod dead;
 mod fleet;
+mod functions;
 mod host;
 mod monitor;
 mod permissions;
@@ -100,13 +101,14 @@ impl Client {
         let on = Doctor { client: self, examination, user };
         let mut notes = Notes::default();
         let permissions = permissions::check(&on);
-        let (server, stores, dead, fleet) = tokio::join!(
+        let (server, stores, dead, fleet, functions) = tokio::join!(
             guarded("the server", Duration::ZERO, server::check(&on)),
             guarded("streams and buckets", examination.wait, stores::check(&on)),
             guarded("dead letters", Duration::ZERO, dead::check(&on)),
             guarded("queues, agents and tasks", examination.wait, fleet::check(&on)),
+            guarded("functions", examination.wait, functions::check(&on)),
         );
-        for group in [server, permissions, stores, fleet, dead] {
+        for group in [server, permissions, stores, fleet, functions, dead] {
             notes.add(group);
         }
         DoctorReport {

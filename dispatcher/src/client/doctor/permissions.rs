@@ -58,6 +58,11 @@ impl Role {
         };
         let agents = format!("KV_{}", names.agents_bucket());
         let queues = format!("KV_{}", names.queues_bucket());
+        let (functions, instances, wishes) =
+            (names.functions_stream(), names.instances_stream(), names.ensure_stream());
+        let of_functions = [read(&functions), read(&instances)].concat();
+        // Whoever calls a function.
+        let calls = [names.ensure_subjects(), format!("{prefix}.invoke.>"), format!("{prefix}.control.*.info")];
         // Who makes what is missing asks for every store first.
         let stores = names.streams(&StoreSettings::default(), 0).into_iter();
         let infos = stores.map(|spec| format!("$JS.API.STREAM.INFO.{}", spec.name)).collect::<Vec<_>>();
@@ -87,8 +92,17 @@ impl Role {
                     names.logs_subjects(),
                     names.dead_subjects(),
                     format!("$O.{}.>", names.artifacts_bucket()),
+                    kv(names.instances_bucket()),
+                    format!("$JS.API.CONSUMER.MSG.NEXT.{wishes}.*"),
+                    format!("$JS.API.CONSUMER.INFO.{wishes}.*"),
+                    format!("$JS.API.CONSUMER.CREATE.{wishes}.>"),
                 ]);
+                publish.extend(of_functions);
+                publish.extend(calls);
                 listen.extend([
+                    format!("{prefix}.events.functions.*"),
+                    format!("{prefix}.events.instances.>"),
+                    format!("{prefix}.invoke.>"),
                     format!("{prefix}.cancel.>"),
                     format!("{prefix}.control.>"),
                     format!("{prefix}.events.queues.*"),
@@ -120,8 +134,18 @@ impl Role {
                     format!("{prefix}.events.>"),
                     format!("{prefix}.cancel.>"),
                     format!("{prefix}.control.>"),
+                    kv(names.functions_bucket()),
+                    kv(names.instances_bucket()),
                 ]);
-                listen.extend([format!("{prefix}.api.*"), format!("{prefix}.events.tasks.>"), "$SRV.>".to_owned()]);
+                publish.extend(of_functions);
+                publish.extend(calls);
+                listen.extend([
+                    format!("{prefix}.api.*"),
+                    format!("{prefix}.events.tasks.>"),
+                    format!("{prefix}.events.functions.*"),
+                    format!("{prefix}.events.instances.>"),
+                    "$SRV.>".to_owned(),
+                ]);
             }
             Self::Viewer => {
                 let dead = names.dead_stream();
@@ -134,6 +158,7 @@ impl Role {
                     "$SRV.PING.>".to_owned(),
                     format!("{prefix}.control.*.info"),
                 ]);
+                publish.extend(of_functions);
             }
         }
         (publish, listen)
