@@ -56,6 +56,7 @@ impl Meter {
     }
 
     /// It was seen to be killed, or to lose a process, for its memory.
+    #[cfg(feature = "containerd")]
     pub(in crate::runtime) fn oom(&self) -> bool {
         self.seen().oom
     }
