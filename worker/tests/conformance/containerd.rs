@@ -191,9 +191,11 @@ async fn a_bridged_container_has_an_address_and_gives_it_back() {
     eventually(async || tokio::net::TcpStream::connect((address.as_str(), 8080)).await.ok()).await;
     let held = fixture.left().await;
     assert!(held.iter().any(|trace| trace.starts_with("address")), "{held:?}");
+    assert!(rules().contains(&format!("{address}/32")));
     within(runtime.stop(&start, Duration::ZERO)).await.unwrap();
     within(runtime.remove(&start)).await.unwrap();
     assert_eq!(fixture.left().await, Vec::<String>::new(), "no address, namespace, folder, snapshot");
+    assert!(!rules().contains(&format!("{address}/32")), "no rule of a firewall: {}", rules());
     // One that fails behind its network gives that back too.
     let broken = Container { command: vec!["/no/such/program".to_owned()], ..bridged("") };
     assert!(within(runtime.start(fixture.job(broken))).await.is_err());
@@ -203,6 +205,13 @@ async fn a_bridged_container_has_an_address_and_gives_it_back() {
     assert_eq!(refused.code, Code::PolicyForbidden, "{refused:?}");
     within(runtime.close()).await;
     assert_eq!(fixture.left().await, Vec::<String>::new());
+}
+
+/// What the machine forwards and rewrites for containers.
+fn rules() -> String {
+    let of = |args: &[&str]| std::process::Command::new("iptables").args(["-w"]).args(args).output().unwrap().stdout;
+    let all = [of(&["-S"]), of(&["-t", "nat", "-S"])].concat();
+    String::from_utf8_lossy(&all).into_owned()
 }
 
 #[tokio::test]

@@ -17,6 +17,7 @@ mod control;
 mod ends;
 #[cfg(feature = "containerd")]
 #[path = "../support/proxy.rs"]
+#[allow(dead_code, reason = "shared with the tests of Docker, which use the rest")]
 mod proxy;
 mod starts;
 #[cfg(feature = "containerd")]

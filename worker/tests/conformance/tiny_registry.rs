@@ -9,9 +9,12 @@ use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
+/// By path: the type of the body, and the body.
+type Answers = Arc<Mutex<HashMap<String, (String, Vec<u8>)>>>;
+
 pub struct TinyRegistry {
     pub host: String,
-    answers: Arc<Mutex<HashMap<String, (String, Vec<u8>)>>>,
+    answers: Answers,
     /// Requests for layers.
     pub layers_asked: Arc<AtomicUsize>,
     _serving: tokio::task::JoinHandle<()>,
@@ -27,7 +30,7 @@ impl TinyRegistry {
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let host = listener.local_addr().unwrap().to_string();
-        let answers: Arc<Mutex<HashMap<String, (String, Vec<u8>)>>> = Arc::default();
+        let answers: Answers = Arc::default();
         let layers_asked = Arc::new(AtomicUsize::new(0));
         let (of, asked) = (answers.clone(), layers_asked.clone());
         let serving = tokio::spawn(async move {

@@ -21,7 +21,7 @@ impl Proxy {
     }
 
     /// The same of the engine at this socket.
-    #[allow(dead_code)]
+    #[allow(dead_code, reason = "the tests of containerd use it")]
     pub fn to(folder: &Path, engine: &Path) -> Self {
         Self::before(folder, engine.to_owned())
     }
