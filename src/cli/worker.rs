@@ -233,7 +233,9 @@ pub fn failed(error: ::worker::WorkerError) -> Error {
         WorkerError::Containerd(_) => {
             "leave `containerd` out of --runtimes, start it as root, or name its socket with --containerd-address"
         }
-        WorkerError::WithoutContainerd => "leave `containerd` out of --runtimes, or take a build with the feature `containerd`",
+        WorkerError::WithoutContainerd => {
+            "leave `containerd` out of --runtimes, or take a build with the feature `containerd`"
+        }
         WorkerError::Docker(_) => "leave `docker` out of --runtimes, or name the engine with --docker-host",
         WorkerError::Inbox(_) | WorkerError::Broken => "start it again, and look at the server's log",
     };

@@ -370,7 +370,6 @@ async fn add_containerd(
     Err(WorkerError::WithoutContainerd)
 }
 
-
 /// Tells the registry at once when a runtime goes down or comes back.
 async fn follow_trouble(worker: Arc<Worker>, stop: CancellationToken) {
     let troubles = worker.runtimes.values().filter_map(|runtime| runtime.trouble());

@@ -62,7 +62,10 @@ pub async fn what_is_not_kept_alive_is_killed_and_told(world: &World) {
     let until = Instant::now() + Duration::from_secs(20);
     world.runtime.keep_alive(until);
     let exit = world.finish(&start, started).await.exit;
-    assert!(exit.not_kept_alive && exit.signal == Some(9) && Instant::now() >= until - Duration::from_secs(1), "{exit:?}");
+    assert!(
+        exit.not_kept_alive && exit.signal == Some(9) && Instant::now() >= until - Duration::from_secs(1),
+        "{exit:?}"
+    );
     within(world.runtime.stop(&immortal, Duration::ZERO)).await.unwrap();
     let exit = world.finish(&immortal, immortals).await.exit;
     assert!(!exit.not_kept_alive, "it needs nobody");

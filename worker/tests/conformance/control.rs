@@ -29,7 +29,8 @@ pub async fn a_stop_is_kind_first_and_firm_after_its_grace(world: &World) {
 }
 
 pub async fn a_stop_without_grace_kills_at_once(world: &World) {
-    let (start, started) = world.ready(world.shell("trap 'exit 7' TERM; echo ready; while :; do sleep 0.05; done")).await;
+    let (start, started) =
+        world.ready(world.shell("trap 'exit 7' TERM; echo ready; while :; do sleep 0.05; done")).await;
     within(world.runtime.stop(&start, Duration::ZERO)).await.unwrap();
     assert_eq!(world.finish(&start, started).await.exit.signal, Some(9));
 }

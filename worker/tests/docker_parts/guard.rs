@@ -163,7 +163,8 @@ async fn a_guard_waits_for_an_engine_that_is_down() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join(random_word());
     let host = format!("unix://{}", socket.display());
-    let guard = Guard::start(&GuardCommand::this_program(), &Target::Docker(host.clone()), &engine.owner).await.unwrap();
+    let guard =
+        Guard::start(&GuardCommand::this_program(), &Target::Docker(host.clone()), &engine.owner).await.unwrap();
     let left = engine.run(task(&engine.owner, "a", true)).await;
     let pid = guard.pid().unwrap();
     drop(guard);

@@ -83,7 +83,11 @@ impl Jobs {
     }
 
     /// Makes the job known, before anything of it exists; `None` if the start id is taken.
-    pub(in crate::runtime) fn register(&self, job: &Job, name: String) -> Option<(Arc<Known>, watch::Sender<Option<Ended>>)> {
+    pub(in crate::runtime) fn register(
+        &self,
+        job: &Job,
+        name: String,
+    ) -> Option<(Arc<Known>, watch::Sender<Option<Ended>>)> {
         let (tell, ended) = watch::channel(None);
         let known = Arc::new(Known {
             name,

@@ -37,7 +37,9 @@ pub(super) enum CniError {
     #[error("the network `{name}` is not described well: {why}")]
     Description { name: String, why: String },
     /// A program is missing.
-    #[error("there is no CNI plugin `{plugin}` in {folders}; install them (Debian: containernetworking-plugins) or name their folder with --cni-bin-dir")]
+    #[error(
+        "there is no CNI plugin `{plugin}` in {folders}; install them (Debian: containernetworking-plugins) or name their folder with --cni-bin-dir"
+    )]
     NoPlugin { plugin: String, folders: String },
     /// A program failed.
     #[error("the CNI plugin `{plugin}` failed: {why}")]
@@ -149,7 +151,9 @@ impl Network {
             return Err(failed(said(&output.stdout, &output.stderr)));
         }
         match verb {
-            "ADD" => serde_json::from_slice(&output.stdout).map_err(|error| failed(format!("unreadable answer: {error}"))),
+            "ADD" => {
+                serde_json::from_slice(&output.stdout).map_err(|error| failed(format!("unreadable answer: {error}")))
+            }
             _ => Ok(Value::Null),
         }
     }
@@ -193,7 +197,8 @@ fn bridge(has_firewall: bool) -> Network {
 
 /// The network of this name in a folder of descriptions.
 fn described(folder: &Path, name: &str) -> Result<Option<Network>, CniError> {
-    let mut files: Vec<PathBuf> = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
     files.sort();
     for file in files {
         let is_list = match file.extension().and_then(|suffix| suffix.to_str()) {
@@ -205,7 +210,8 @@ fn described(folder: &Path, name: &str) -> Result<Option<Network>, CniError> {
         if value["name"] != name {
             continue;
         }
-        let why = |why: String| CniError::Description { name: name.to_owned(), why: format!("{}: {why}", file.display()) };
+        let why =
+            |why: String| CniError::Description { name: name.to_owned(), why: format!("{}: {why}", file.display()) };
         let read: Description = serde_json::from_value(value.clone()).map_err(|error| why(error.to_string()))?;
         let plugins = if is_list { read.plugins } else { vec![value] };
         if plugins.is_empty() {
@@ -236,7 +242,10 @@ mod tests {
     fn an_operators_description_is_found_by_its_name_and_wins() {
         let folder = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
-        write("10-a.conflist", r#"{"name":"backend","cniVersion":"1.0.0","plugins":[{"type":"ptp"},{"type":"tuning"}]}"#);
+        write(
+            "10-a.conflist",
+            r#"{"name":"backend","cniVersion":"1.0.0","plugins":[{"type":"ptp"},{"type":"tuning"}]}"#,
+        );
         write("20-b.conf", r#"{"name":"plain","type":"macvlan"}"#);
         write("30-c.conflist", r#"{"name":"empty","plugins":[]}"#);
         write("40-d.conflist", "no json");

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use containerd_client::services::v1::{
-    CreateRequest, DeleteRequest, Info, InfoRequest, ReadContentRequest, UpdateRequest, WriteAction, WriteContentRequest,
+    CreateRequest, DeleteRequest, Info, InfoRequest, ReadContentRequest, UpdateRequest, WriteAction,
+    WriteContentRequest,
 };
 use containerd_client::tonic::Status;
 use prost_types::FieldMask;
@@ -42,7 +43,8 @@ impl Engine {
     pub(super) async fn lease(&self) -> Result<Lease, Status> {
         let until = jiff::Timestamp::try_from(SystemTime::now() + LEASE_KEPT).unwrap_or_default();
         let id = format!("shoal-{:016x}", rand::random::<u64>());
-        let labels = HashMap::from([("containerd.io/gc.expire".to_owned(), until.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())]);
+        let labels =
+            HashMap::from([("containerd.io/gc.expire".to_owned(), until.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())]);
         let request = CreateRequest { id: id.clone(), labels };
         self.ask(PATIENCE, self.leases().create(ours(request))).await?;
         Ok(Lease { id })
@@ -131,7 +133,9 @@ impl Engine {
         let written = tokio::time::timeout(WRITE_PATIENCE, writing).await.unwrap_or_else(|_| Err(no_answer()));
         match (written, reading.await) {
             // What could not be read is told by its reader; the other end only saw it break off.
-            (_, Ok(Err(error))) => Err(Status::failed_precondition(format!("the blob {digest} cannot be read: {error}"))),
+            (_, Ok(Err(error))) => {
+                Err(Status::failed_precondition(format!("the blob {digest} cannot be read: {error}")))
+            }
             (Ok(_), _) => Ok(()),
             (Err(status), _) if is_there(&status) => Ok(()),
             (Err(status), _) => Err(status),

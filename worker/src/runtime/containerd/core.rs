@@ -279,6 +279,7 @@ impl Core {
 
 /// A start as the name of a host.
 pub(super) fn hostname(start: &StartId) -> String {
-    let name: String = start.as_str().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(63).collect();
+    let name: String =
+        start.as_str().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(63).collect();
     name.trim_matches('-').to_owned()
 }

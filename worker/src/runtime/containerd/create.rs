@@ -251,7 +251,9 @@ fn shim(word: Option<&str>) -> Result<ShimName, StartError> {
             Ok(ShimName { name: RUNC.to_owned(), options: Some(Any { type_url: RUNC_OPTIONS.to_owned(), value }) })
         }
         Some(unknown) => {
-            let message = format!("this worker's containerd has no runtime `{unknown}`: it is neither the name of a shim nor a program here");
+            let message = format!(
+                "this worker's containerd has no runtime `{unknown}`: it is neither the name of a shim nor a program here"
+            );
             Err(StartError::Refused { code: Code::PolicyForbidden, message })
         }
     }
@@ -269,7 +271,8 @@ fn find_init() -> Result<PathBuf, StartError> {
     let elsewhere = || usual.iter().flat_map(|folder| INITS.map(|name| Path::new(folder).join(name)));
     let found = INITS.iter().find_map(|name| find_program(name)).or_else(|| elsewhere().find(|path| path.is_file()));
     found.ok_or_else(|| {
-        let message = format!("containerd has no init of its own, and this worker's machine has none of {}", INITS.join(", "));
+        let message =
+            format!("containerd has no init of its own, and this worker's machine has none of {}", INITS.join(", "));
         StartError::Refused { code: Code::Unimplemented, message }
     })
 }

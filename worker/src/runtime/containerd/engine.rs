@@ -227,7 +227,8 @@ fn architecture() -> &'static str {
 
 /// Connects at the first request, and again after each connection that broke.
 fn channel(socket: &Path) -> Result<Channel, ContainerdRuntimeError> {
-    let failed = |why: &str| ContainerdRuntimeError::Address { address: socket.display().to_string(), why: why.to_owned() };
+    let failed =
+        |why: &str| ContainerdRuntimeError::Address { address: socket.display().to_string(), why: why.to_owned() };
     if !socket.is_absolute() {
         return Err(failed("it is the absolute path of a socket"));
     }

@@ -48,8 +48,10 @@ pub(super) fn hierarchy(root: &Path) -> Hierarchy {
     let entries = std::fs::read_dir(root).into_iter().flatten().flatten();
     // A folder may be several controllers', as `cpu,cpuacct`.
     let names = entries.filter(|entry| entry.path().join("tasks").exists()).map(|entry| entry.file_name());
-    let controllers: Vec<String> =
-        names.filter_map(|name| name.into_string().ok()).flat_map(|name| name.split(',').map(str::to_owned).collect::<Vec<_>>()).collect();
+    let controllers: Vec<String> = names
+        .filter_map(|name| name.into_string().ok())
+        .flat_map(|name| name.split(',').map(str::to_owned).collect::<Vec<_>>())
+        .collect();
     if controllers.is_empty() { Hierarchy::None } else { Hierarchy::V1(controllers) }
 }
 
@@ -162,7 +164,8 @@ pub(super) fn files(path: &str) -> Option<Group> {
     }
     let of = |controller: &str| {
         let roots = std::fs::read_dir(ROOT).into_iter().flatten().flatten();
-        let is_of = |name: &std::ffi::OsStr| name.to_str().is_some_and(|name| name.split(',').any(|one| one == controller));
+        let is_of =
+            |name: &std::ffi::OsStr| name.to_str().is_some_and(|name| name.split(',').any(|one| one == controller));
         roots.filter(|entry| is_of(&entry.file_name())).find_map(|entry| below(entry.path()))
     };
     Some(Group::V1 { memory: of("memory")?, cpu: of("cpuacct")?, pids: of("pids")? })

@@ -129,10 +129,9 @@ impl Unfit {
     /// For a task that wants to run `name`.
     pub(super) fn to_start_error(self, name: &ImageName) -> StartError {
         match self {
-            Self::Missing => StartError::Refused {
-                code: Code::ImageNotFound,
-                message: format!("the engine has no image `{name}`"),
-            },
+            Self::Missing => {
+                StartError::Refused { code: Code::ImageNotFound, message: format!("the engine has no image `{name}`") }
+            }
             Self::Invalid(why) => {
                 StartError::Refused { code: Code::InvalidImage, message: format!("the image `{name}`: {why}") }
             }
@@ -305,8 +304,10 @@ impl Images {
             move || read(&piece)
         });
         let bytes = bytes.await.unwrap_or_else(|_| Err(std::io::Error::other("reading panicked")))?;
-        let parsed: Manifest = serde_json::from_slice(&bytes).map_err(|error| ImportError::Archive(error.to_string()))?;
-        let config = parsed.config.ok_or_else(|| ImportError::Archive("a manifest names no configuration".to_owned()))?;
+        let parsed: Manifest =
+            serde_json::from_slice(&bytes).map_err(|error| ImportError::Archive(error.to_string()))?;
+        let config =
+            parsed.config.ok_or_else(|| ImportError::Archive("a manifest names no configuration".to_owned()))?;
         let mut labels = HashMap::from([("containerd.io/gc.ref.content.config".to_owned(), config.digest.clone())]);
         for (at, layer) in parsed.layers.iter().enumerate() {
             self.engine.write(lease, &layer.digest, place(&layer.digest)?, HashMap::new()).await?;

@@ -11,7 +11,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::content::Piece;
-use super::image::{ImportError, Images, Target, is_for, read, sha256};
+use super::image::{Images, ImportError, Target, is_for, read, sha256};
 use crate::image::ImageName;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -100,13 +100,15 @@ mod made {
 
 fn open(path: &Path, architecture: &str) -> Result<Archive, ImportError> {
     let files = files(path)?;
-    if let Some(piece) = files.get(Path::new("manifest.json")).filter(|_| !files.contains_key(Path::new("index.json"))) {
+    if let Some(piece) = files.get(Path::new("manifest.json")).filter(|_| !files.contains_key(Path::new("index.json")))
+    {
         return saved(&files, &read(piece)?);
     }
     let Some(piece) = files.get(Path::new("index.json")) else {
         return Err(ImportError::Archive("it has neither index.json nor manifest.json".to_owned()));
     };
-    let index: Index = serde_json::from_slice(&read(piece)?).map_err(|error| ImportError::Archive(error.to_string()))?;
+    let index: Index =
+        serde_json::from_slice(&read(piece)?).map_err(|error| ImportError::Archive(error.to_string()))?;
     let blobs: HashMap<String, Piece> = files
         .into_iter()
         .filter_map(|(path, piece)| {
@@ -128,7 +130,8 @@ fn one(target: Target, blobs: &HashMap<String, Piece>, architecture: &str) -> Re
     if !target.media_type.contains("index") && !target.media_type.contains("manifest.list") {
         return Ok(target.into());
     }
-    let piece = blobs.get(&target.digest).ok_or_else(|| ImportError::Archive(format!("{} is missing", target.digest)))?;
+    let piece =
+        blobs.get(&target.digest).ok_or_else(|| ImportError::Archive(format!("{} is missing", target.digest)))?;
     let list: Index = serde_json::from_slice(&read(piece)?).map_err(|error| ImportError::Archive(error.to_string()))?;
     let mut fits = list.manifests.into_iter().filter(|of| is_for(of, architecture) && blobs.contains_key(&of.digest));
     let fits = fits.next().ok_or_else(|| ImportError::Archive("it has nothing for this machine".to_owned()))?;
@@ -141,7 +144,8 @@ fn parse(name: &str) -> Result<ImageName, ImportError> {
 
 /// What `docker save` wrote; manifests are made of what it says, its layers are plain tars.
 fn saved(files: &HashMap<PathBuf, Piece>, manifest: &[u8]) -> Result<Archive, ImportError> {
-    let images: Vec<Saved> = serde_json::from_slice(manifest).map_err(|error| ImportError::Archive(error.to_string()))?;
+    let images: Vec<Saved> =
+        serde_json::from_slice(manifest).map_err(|error| ImportError::Archive(error.to_string()))?;
     let folder = made::Folder::new()?;
     let mut blobs = HashMap::new();
     let mut take = |path: &str| {

@@ -114,7 +114,11 @@ impl Core {
         let from_start = instance.is_unheard.swap(false, Ordering::Relaxed);
         let beside = Beside::of(id);
         let open = |path: String| tail::Tail::open(&path, from_start);
-        let told = |source: std::io::Error| RuntimeError::Engine { runtime: NAME, what: "tell output", source: Box::new(source) };
+        let told = |source: std::io::Error| RuntimeError::Engine {
+            runtime: NAME,
+            what: "tell output",
+            source: Box::new(source),
+        };
         let (stdout, stderr) = (open(beside.log("stdout")).map_err(told)?, open(beside.log("stderr")).map_err(told)?);
         let (stdout_end, stdout_start) = tokio::io::duplex(tail::HELD);
         let (stderr_end, stderr_start) = tokio::io::duplex(tail::HELD);

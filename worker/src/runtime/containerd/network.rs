@@ -40,13 +40,9 @@ pub(super) fn is_cni(network: &str) -> bool {
 }
 
 /// Connects the container `id`. What it made is found by the id alone, and taken back by [`disconnect`].
-pub(super) async fn connect(
-    engine: &Engine,
-    owner: &Owner,
-    id: &str,
-    network: &str,
-) -> Result<Connected, StartError> {
-    let failed = |source| StartError::Failed { what: format!("the network `{network}` cannot be made"), source: Some(source) };
+pub(super) async fn connect(engine: &Engine, owner: &Owner, id: &str, network: &str) -> Result<Connected, StartError> {
+    let failed =
+        |source| StartError::Failed { what: format!("the network `{network}` cannot be made"), source: Some(source) };
     match network {
         "none" => Ok(Connected { net: Net::Own, address: None }),
         "host" => Ok(Connected { net: Net::Host, address: None }),

@@ -5,9 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use containerd_client::services::v1::{
-    GetRequest, KillRequest, ListTasksRequest, PauseTaskRequest, ResumeTaskRequest,
-};
+use containerd_client::services::v1::{GetRequest, KillRequest, ListTasksRequest, PauseTaskRequest, ResumeTaskRequest};
 use containerd_client::tonic::{Code as Grpc, Status as Answer};
 use containerd_client::types::v1::Status as Word;
 use futures_util::FutureExt;
@@ -197,7 +195,9 @@ impl ContainerdRuntime {
             () = down => false,
         };
         if !removed {
-            tracing::warn!("containerd does not let everything be removed; the guard, or the next life of this worker, does");
+            tracing::warn!(
+                "containerd does not let everything be removed; the guard, or the next life of this worker, does"
+            );
         }
         self.end_services.cancel();
         self.services.close();
@@ -299,7 +299,11 @@ pub(super) fn word(state: i32) -> Status {
 }
 
 /// Copies out of a container's files what is to be taken below `path`, which may be nothing.
-async fn copy(mounts: Vec<containerd_client::types::Mount>, path: std::path::PathBuf, take: Take) -> std::io::Result<()> {
+async fn copy(
+    mounts: Vec<containerd_client::types::Mount>,
+    path: std::path::PathBuf,
+    take: Take,
+) -> std::io::Result<()> {
     let (from, to) = std::io::pipe()?;
     let unpacking = tokio::task::spawn_blocking(move || unpack(from, &take));
     let packing = view::within(mounts, view::place()?, move || {
@@ -450,7 +454,8 @@ mod tests {
     #[test]
     fn every_word_of_the_engine_is_one_of_ours() {
         use Status::{Paused, Running, Stopped};
-        let ours = [Word::Created, Word::Running, Word::Stopped, Word::Paused, Word::Pausing].map(|state| word(state as i32));
+        let ours =
+            [Word::Created, Word::Running, Word::Stopped, Word::Paused, Word::Pausing].map(|state| word(state as i32));
         assert_eq!(ours, [Stopped, Running, Stopped, Paused, Paused]);
         assert_eq!(word(Word::Unknown as i32), Status::Unknown("UNKNOWN".to_owned()));
         assert_eq!(word(42), Status::Unknown("42".to_owned()));

@@ -120,7 +120,19 @@ mod tests {
     #[test]
     fn what_only_a_capability_is_for_comes_with_it() {
         let none = profile(&[]);
-        for call in ["mount", "unshare", "setns", "bpf", "reboot", "chroot", "keyctl", "add_key", "userfaultfd", "kexec_load", "io_uring_setup"] {
+        for call in [
+            "mount",
+            "unshare",
+            "setns",
+            "bpf",
+            "reboot",
+            "chroot",
+            "keyctl",
+            "add_key",
+            "userfaultfd",
+            "kexec_load",
+            "io_uring_setup",
+        ] {
             assert!(!allows(&none, call), "{call}");
         }
         assert!(["read", "execve", "futex", "openat"].iter().all(|call| allows(&none, call)));

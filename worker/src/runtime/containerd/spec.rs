@@ -44,11 +44,47 @@ const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys",
 
 /// Every capability that the kernel knows.
 const CAPABILITIES: [&str; 41] = [
-    "AUDIT_CONTROL", "AUDIT_READ", "AUDIT_WRITE", "BLOCK_SUSPEND", "BPF", "CHECKPOINT_RESTORE", "CHOWN", "DAC_OVERRIDE",
-    "DAC_READ_SEARCH", "FOWNER", "FSETID", "IPC_LOCK", "IPC_OWNER", "KILL", "LEASE", "LINUX_IMMUTABLE", "MAC_ADMIN",
-    "MAC_OVERRIDE", "MKNOD", "NET_ADMIN", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_RAW", "PERFMON", "SETFCAP",
-    "SETGID", "SETPCAP", "SETUID", "SYSLOG", "SYS_ADMIN", "SYS_BOOT", "SYS_CHROOT", "SYS_MODULE", "SYS_NICE",
-    "SYS_PACCT", "SYS_PTRACE", "SYS_RAWIO", "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "WAKE_ALARM",
+    "AUDIT_CONTROL",
+    "AUDIT_READ",
+    "AUDIT_WRITE",
+    "BLOCK_SUSPEND",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "KILL",
+    "LEASE",
+    "LINUX_IMMUTABLE",
+    "MAC_ADMIN",
+    "MAC_OVERRIDE",
+    "MKNOD",
+    "NET_ADMIN",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_RAW",
+    "PERFMON",
+    "SETFCAP",
+    "SETGID",
+    "SETPCAP",
+    "SETUID",
+    "SYSLOG",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_CHROOT",
+    "SYS_MODULE",
+    "SYS_NICE",
+    "SYS_PACCT",
+    "SYS_PTRACE",
+    "SYS_RAWIO",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "WAKE_ALARM",
 ];
 
 /// Which network namespace it is in.
@@ -340,7 +376,8 @@ mod tests {
             assert_eq!(process["capabilities"][set], json!([]), "{set}");
         }
         assert_eq!(process["noNewPrivileges"], true);
-        let kinds: Vec<&str> = spec["linux"]["namespaces"].as_array().unwrap().iter().map(|of| of["type"].as_str().unwrap()).collect();
+        let kinds: Vec<&str> =
+            spec["linux"]["namespaces"].as_array().unwrap().iter().map(|of| of["type"].as_str().unwrap()).collect();
         assert_eq!(kinds, ["pid", "ipc", "uts", "mount", "cgroup", "network"]);
         assert_eq!(spec["linux"]["resources"]["devices"][0], json!({"allow": false, "access": "rwm"}));
         assert_eq!(spec["linux"]["seccomp"]["defaultAction"], "SCMP_ACT_ERRNO");
@@ -386,7 +423,9 @@ mod tests {
         let targets = |container: Container| {
             let spec = spec(container);
             let mounts = spec["mounts"].as_array().unwrap().clone();
-            let at = |target: &str| mounts.iter().filter(|mount| mount["destination"] == target).cloned().collect::<Vec<_>>();
+            let at = |target: &str| {
+                mounts.iter().filter(|mount| mount["destination"] == target).cloned().collect::<Vec<_>>()
+            };
             (spec["root"]["readonly"].clone(), at("/tmp"), at("/shoal"))
         };
         let read_only = Container { read_only: true, ..Container::new("a") };
@@ -400,7 +439,9 @@ mod tests {
 
     #[test]
     fn bounds_are_what_the_kernel_takes() {
-        let cpu = |millis| spec_of(Container::new("a"), Config::default(), bounds(millis), all())["linux"]["resources"]["cpu"].clone();
+        let cpu = |millis| {
+            spec_of(Container::new("a"), Config::default(), bounds(millis), all())["linux"]["resources"]["cpu"].clone()
+        };
         assert_eq!(cpu(500), json!({"quota": 50_000, "period": 100_000}));
         assert_eq!(cpu(64_000), json!({"quota": 200_000, "period": 100_000}), "more than there is");
         assert_eq!(cpu(5), json!({"quota": 5_000, "period": 1_000_000}), "less than the kernel's least quota");
@@ -425,6 +466,9 @@ mod tests {
         let refused = check_limits(&asked, &default, &cannot).unwrap_err();
         assert!(matches!(refused, StartError::LimitUnsupported { limit: "pids", .. }), "{refused}");
         let tiny = Bounds { memory: Limit::At(Bytes(4096)), ..default };
-        assert!(matches!(check_limits(&tiny, &default, &can), Err(StartError::LimitUnsupported { limit: "memory", .. })));
+        assert!(matches!(
+            check_limits(&tiny, &default, &can),
+            Err(StartError::LimitUnsupported { limit: "memory", .. })
+        ));
     }
 }

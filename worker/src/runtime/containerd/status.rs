@@ -87,8 +87,12 @@ mod tests {
         assert!(matches!(down, StartError::Unavailable { runtime: NAME, .. }), "{down}");
         let unsure = start_refused(&no_answer(), &container);
         assert!(matches!(unsure, StartError::Unsure { runtime: NAME, .. }), "it may run: {unsure}");
-        let missing = Status::unknown("failed to create shim task: OCI runtime create failed: exec: \"nosuch\": executable file not found in $PATH: unknown");
-        assert!(matches!(start_refused(&missing, &container), StartError::CommandNotFound { program } if program == "nosuch"));
+        let missing = Status::unknown(
+            "failed to create shim task: OCI runtime create failed: exec: \"nosuch\": executable file not found in $PATH: unknown",
+        );
+        assert!(
+            matches!(start_refused(&missing, &container), StartError::CommandNotFound { program } if program == "nosuch")
+        );
         assert_eq!(is_unreachable(&missing), None);
     }
 }

@@ -66,7 +66,9 @@ impl Tail {
         self.at = end;
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         // A file system without holes keeps it all.
-        if size > 0 && let Err(error) = fallocate(&self.file, flags, from, size) {
+        if size > 0
+            && let Err(error) = fallocate(&self.file, flags, from, size)
+        {
             tracing::trace!(%error, "what was read of a log stays");
         }
     }

@@ -74,7 +74,8 @@ fn find(user: &str, passwd: &str, group: &str) -> Result<User, UserError> {
         let members = parts.get(3).copied().unwrap_or_default();
         login.as_ref().is_some_and(|login| members.split(',').any(|member| member == login))
     };
-    let mut more: Vec<u32> = groups().filter(is_in).filter_map(|parts| gid_of(&parts)).filter(|of| *of != gid).collect();
+    let mut more: Vec<u32> =
+        groups().filter(is_in).filter_map(|parts| gid_of(&parts)).filter(|of| *of != gid).collect();
     more.sort_unstable();
     more.dedup();
     Ok(User { uid, gid, groups: more })

@@ -52,7 +52,8 @@ fn enter(mounts: &[Mount], at: &Path) -> io::Result<()> {
             mount(NONE, at, NONE, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY, NONE)?;
         }
         _ => {
-            let (data, flags) = (format!("index=off,lowerdir={}", layers.join(":")), MsFlags::MS_RDONLY | MsFlags::MS_NODEV);
+            let (data, flags) =
+                (format!("index=off,lowerdir={}", layers.join(":")), MsFlags::MS_RDONLY | MsFlags::MS_NODEV);
             mount(Some("overlay"), at, Some("overlay"), flags, Some(data.as_str()))?;
         }
     }

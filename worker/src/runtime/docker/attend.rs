@@ -14,12 +14,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::core::Core;
 use super::engine::{Engine, LEAVES_WITHIN, PATIENCE};
-use crate::runtime::container::jobs::{Ended, Known};
 use super::output::{Carried, Output};
 use super::refusal::{status, words};
 use super::usage;
 use crate::logs::Notes;
 use crate::runtime::Exit;
+use crate::runtime::container::jobs::{Ended, Known};
 
 /// The engine may learn of the kernel's kill a moment after the end itself: asked so often, with this pause before each.
 const OOM_IS_TOLD: (u32, Duration) = (20, Duration::from_millis(50));

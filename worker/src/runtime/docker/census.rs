@@ -7,11 +7,11 @@ use bollard::query_parameters::{ListContainersOptions, ListNetworksOptions, List
 use schemas::{AgentId, StartId};
 
 use super::engine::first_of;
-use crate::runtime::container::labels;
 use super::refusal::words;
 use super::sweep::{is_inherited, seconds};
 use crate::census::{Census, Made};
 use crate::policy::ContainerSettings;
+use crate::runtime::container::labels;
 
 /// How long the engine may take for all of it.
 const PATIENCE: Duration = Duration::from_secs(15);

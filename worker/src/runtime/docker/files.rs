@@ -13,11 +13,11 @@ use tar::EntryType;
 use tokio::sync::mpsc;
 
 use super::engine::{Engine, PATIENCE};
-use crate::runtime::container::jobs::Known;
 use super::refusal::{status, words};
 use crate::objects;
 use crate::runtime::container::files::{RESULT, Take, prefixes, replace, take_result, unpack};
 pub(super) use crate::runtime::container::files::{open_to_all, result_path};
+use crate::runtime::container::jobs::Known;
 
 /// For one archive.
 const COPY_PATIENCE: Duration = Duration::from_secs(300);

@@ -10,10 +10,10 @@ use schemas::task::Container;
 
 use super::create::hardened;
 use super::engine::{Engine, PATIENCE};
-use crate::runtime::container::labels::{Owner, own_labels};
 use super::program::{Program, ensure_image};
 use super::refusal::{create_refused, status};
 use crate::runtime::StartError;
+use crate::runtime::container::labels::{Owner, own_labels};
 
 /// The holder's image; made where it is missing, never pulled.
 const IMAGE: &str = "shoal-holder:1";

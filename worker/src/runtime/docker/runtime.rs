@@ -21,10 +21,10 @@ use tokio_util::task::TaskTracker;
 use super::core::Core;
 use super::engine::{Engine, PATIENCE};
 use super::files;
-use crate::runtime::container::jobs::Known;
-use crate::runtime::container::labels;
 use super::refusal::{is_unreachable, status};
 use super::{DockerConfig, DockerRuntimeError, NAME};
+use crate::runtime::container::jobs::Known;
+use crate::runtime::container::labels;
 use crate::runtime::instances::Instances;
 use crate::runtime::{Exit, Job, Listed, Runtime, RuntimeError, StartError, Started, Status, Surroundings};
 

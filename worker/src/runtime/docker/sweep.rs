@@ -13,8 +13,8 @@ use bollard::query_parameters::{
 use futures_util::StreamExt;
 use schemas::StartId;
 
-use crate::runtime::container::labels::{self, Owner};
 use super::refusal::{is_unreachable, status, words};
+use crate::runtime::container::labels::{self, Owner};
 
 /// Removals at once: engines do them side by side, but not by the hundred.
 const AT_ONCE: usize = 8;

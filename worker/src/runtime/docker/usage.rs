@@ -32,7 +32,11 @@ impl Meter {
     }
 
     /// One look now. Cancel safe.
-    pub(in crate::runtime::docker) async fn look(&self, engine: &Engine, name: &str) -> Result<(), bollard::errors::Error> {
+    pub(in crate::runtime::docker) async fn look(
+        &self,
+        engine: &Engine,
+        name: &str,
+    ) -> Result<(), bollard::errors::Error> {
         let group = match self.group() {
             Some(group) => group,
             None => {
