@@ -8,6 +8,8 @@ mod cancel;
 mod cli;
 mod comeback;
 mod container;
+#[cfg(feature = "containerd")]
+mod containerd;
 mod cordon;
 mod doctor;
 mod drain;

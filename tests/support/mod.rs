@@ -30,7 +30,7 @@ pub use cluster::Cluster;
 pub use curl::{Answer, Event, curl, curl_stream, events};
 pub use engine::{Engine, IMAGE, IMAGE_APP, IMAGE_ENTRYPOINT, IMAGE_FUNCTION, IMAGE_STATIC, IMAGE_USER};
 pub use false_clock::FalseClock;
-pub use fleet::{Fleet, FleetBuilder, old_binary};
+pub use fleet::{Fleet, FleetBuilder, WorkerBuilder, old_binary};
 pub use http::unix as unix_http;
 pub use job::{Job, With, container, echo, noop, process, shell, shell_in};
 pub use ledger::Ledger;

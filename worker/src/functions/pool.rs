@@ -322,3 +322,201 @@ impl Pool {
         self.lock().circuit.ended(failed, now);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use proptest::prelude::*;
+    use schemas::{Function, InstanceStatus, Timestamp};
+
+    use super::*;
+    use crate::runtime::fake::FakeRuntime;
+
+    fn pool(concurrency: u32, max: u32) -> Arc<Pool> {
+        let function = Function { concurrency, max, ..Function::new("a") };
+        Arc::new(Pool::new(Defined { name: "f".parse().unwrap(), function, revision: 1 }))
+    }
+
+    fn record(index: u32, start: &str, worker: &str) -> Instance {
+        let mut record: Instance = serde_json::from_value(serde_json::json!({
+            "function": "f", "index": index, "status": "ready", "id": start, "worker": worker, "boot": "b",
+            "start": start, "revision": 1, "spec": "s", "created_at": "2026-11-20T10:00:00.000Z",
+        }))
+        .unwrap();
+        record.last_used = Some(Timestamp::from_millis(0));
+        record
+    }
+
+    fn seat(index: u32) -> Arc<Seat> {
+        let start = format!("s{index}");
+        let address = SocketAddr::from(([127, 0, 0, 1], 1));
+        let runtime = FakeRuntime::new();
+        Arc::new(Seat::new(record(index, &start, "w"), 1, StartId::new(&start).unwrap(), address, runtime))
+    }
+
+    fn waits(pool: &Arc<Pool>, hops: u32) -> (oneshot::Receiver<Step>, Vec<u32>) {
+        match pool.admit(hops, Instant::now()) {
+            Admission::Wait(steps, wishes) => (steps, wishes),
+            _ => panic!("it does not wait"),
+        }
+    }
+
+    fn goes(pool: &Arc<Pool>) -> Place {
+        match pool.admit(1, Instant::now()) {
+            Admission::Go(place) => place,
+            _ => panic!("it does not go"),
+        }
+    }
+
+    #[test]
+    fn who_waits_is_served_in_turn_and_a_newcomer_does_not_overtake() {
+        let pool = pool(1, 1);
+        pool.add(seat(0));
+        let held = goes(&pool);
+        let (mut first, _) = waits(&pool, 1);
+        let (mut second, _) = waits(&pool, 1);
+        drop(held);
+        let Ok(Step::Go(first)) = first.try_recv() else { panic!("the first goes") };
+        assert!(second.try_recv().is_err());
+        let (mut third, _) = waits(&pool, 1);
+        drop(first);
+        let Ok(Step::Go(second)) = second.try_recv() else { panic!("then the second") };
+        drop(second);
+        assert!(matches!(third.try_recv(), Ok(Step::Go(_))));
+    }
+
+    #[test]
+    fn who_left_the_line_takes_no_place() {
+        let pool = pool(1, 1);
+        pool.add(seat(0));
+        let held = goes(&pool);
+        let (gone, _) = waits(&pool, 1);
+        drop(gone);
+        drop(held);
+        drop(goes(&pool));
+    }
+
+    #[test]
+    fn a_line_wishes_for_as_many_slots_as_it_needs_and_never_beyond_max() {
+        let pool = pool(2, 3);
+        let wishes: Vec<Vec<u32>> = (0..9)
+            .map(|_| {
+                let (steps, wishes) = waits(&pool, 1);
+                // Kept in line.
+                std::mem::forget(steps);
+                wishes
+            })
+            .collect();
+        assert_eq!(wishes.concat(), [0, 1, 2]);
+        assert_eq!(wishes[0], [0], "one for the first two");
+        assert_eq!((&wishes[1], &wishes[2]), (&vec![], &vec![1]));
+    }
+
+    #[test]
+    fn an_instance_elsewhere_takes_the_first_in_line_unless_they_were_passed_on_too_often() {
+        let pool = pool(1, 2);
+        let (mut tired, _) = waits(&pool, MOST_HOPS);
+        let (mut fresh, _) = waits(&pool, 1);
+        pool.hear(0, Some(record(0, "other", "v")), Instant::now());
+        assert!(matches!(fresh.try_recv(), Ok(Step::PassOn(worker)) if worker.as_str() == "v"));
+        assert!(tired.try_recv().is_err(), "it stays");
+        // The next one goes there at once.
+        assert!(matches!(pool.admit(0, Instant::now()), Admission::PassOn(_)));
+    }
+
+    #[test]
+    fn a_start_that_failed_fails_for_all_who_wait_only_if_there_is_nothing_else() {
+        let failed = |start: Option<&str>| Instance {
+            status: InstanceStatus::Failed,
+            start: start.map(|start| StartId::new(start).unwrap()),
+            error: Some(TaskError::new(Code::ImageNotFound, "no")),
+            failures: 1,
+            ..record(0, "x", "v")
+        };
+        let pool = pool(1, 2);
+        let (mut alone, _) = waits(&pool, 1);
+        assert_eq!(pool.hear(0, Some(failed(Some("x"))), Instant::now()), [0], "one that lived is made again");
+        assert!(alone.try_recv().is_err());
+        pool.hear(0, Some(failed(None)), Instant::now());
+        assert!(matches!(alone.try_recv(), Ok(Step::Fail(error)) if error.code == Code::ImageNotFound));
+        pool.add(seat(1));
+        let _held = goes(&pool);
+        let (mut beside, _) = waits(&pool, 1);
+        pool.hear(0, Some(failed(None)), Instant::now());
+        assert!(beside.try_recv().is_err(), "the other instance will have room");
+    }
+
+    #[derive(Clone, Debug)]
+    enum Move {
+        Call,
+        End(usize),
+        Leave(usize),
+        Add,
+        Close(usize),
+        Reopen(usize),
+    }
+
+    fn moves() -> impl Strategy<Value = Vec<Move>> {
+        let one = prop_oneof![
+            4 => Just(Move::Call),
+            4 => (0usize..64).prop_map(Move::End),
+            1 => (0usize..64).prop_map(Move::Leave),
+            1 => Just(Move::Add),
+            1 => (0usize..8).prop_map(Move::Close),
+            1 => (0usize..8).prop_map(Move::Reopen),
+        ];
+        proptest::collection::vec(one, 1..120)
+    }
+
+    proptest! {
+        #[test]
+        fn nobody_waits_beside_a_free_place_and_no_instance_has_more_than_it_takes(moves in moves(), concurrency in 1u32..4) {
+            let pool = pool(concurrency, 8);
+            let mut seats: Vec<Arc<Seat>> = Vec::new();
+            let mut places: Vec<Place> = Vec::new();
+            let mut line: Vec<oneshot::Receiver<Step>> = Vec::new();
+            for step in moves {
+                match step {
+                    Move::Call => match pool.admit(1, Instant::now()) {
+                        Admission::Go(place) => places.push(place),
+                        Admission::Wait(steps, _) => line.push(steps),
+                        _ => prop_assert!(false, "neither"),
+                    },
+                    Move::End(at) if !places.is_empty() => drop(places.swap_remove(at % places.len())),
+                    Move::Leave(at) if !line.is_empty() => drop(line.remove(at % line.len())),
+                    Move::Add if seats.len() < 8 => {
+                        let seat = seat(seats.len() as u32);
+                        seats.push(seat.clone());
+                        pool.add(seat);
+                    }
+                    Move::Close(at) if !seats.is_empty() => {
+                        pool.close(&seats[at % seats.len()]);
+                    }
+                    Move::Reopen(at) if !seats.is_empty() => {
+                        pool.reopen(&seats[at % seats.len()]);
+                    }
+                    _ => {}
+                }
+                // Whoever is served is served from the front.
+                let mut still = Vec::new();
+                for mut steps in line.drain(..) {
+                    match steps.try_recv() {
+                        Ok(Step::Go(place)) => {
+                            prop_assert!(still.is_empty(), "somebody before it still waits");
+                            places.push(place);
+                        }
+                        Ok(_) => prop_assert!(false, "nothing else was told"),
+                        Err(_) => still.push(steps),
+                    }
+                }
+                line = still;
+                let busy = |seat: &Arc<Seat>| seat.busy.load(Ordering::Relaxed);
+                prop_assert!(seats.iter().all(|seat| busy(seat) <= concurrency));
+                prop_assert_eq!(seats.iter().map(busy).sum::<u32>() as usize, places.len());
+                let free = seats.iter().any(|seat| seat.takes.load(Ordering::Relaxed) && busy(seat) < concurrency);
+                prop_assert!(line.is_empty() || !free, "{} wait beside a free place", line.len());
+            }
+        }
+    }
+}

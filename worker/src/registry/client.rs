@@ -83,6 +83,8 @@ pub struct Resolved {
     /// Digest of its configuration: what Docker calls its id.
     pub config: String,
     parts: OciImageManifest,
+    /// Who asked goes on asking.
+    session: Arc<Session>,
 }
 
 /// An image as files.
@@ -193,14 +195,13 @@ impl Registries {
         into: &Path,
         progress: &watch::Sender<Progress>,
     ) -> Result<Pulled, PullError> {
-        let session = self.session(image).await?;
-        let resolved = session.resolve(image, platform).await?;
-        session.fetch(&resolved, into, progress).await
+        let resolved = self.resolve(image, platform).await?;
+        self.fetch(&resolved, into, progress).await
     }
 
     /// What the registry has under that name now, and nothing of it. Cancel safe.
     pub async fn resolve(&self, image: &ImageName, platform: &Platform) -> Result<Resolved, PullError> {
-        self.session(image).await?.resolve(image, platform).await
+        Arc::new(self.session(image).await?).resolve(image, platform).await
     }
 
     /// The rest of a pull. Cancel safe: what is there by then stays there.
@@ -210,7 +211,7 @@ impl Registries {
         into: &Path,
         progress: &watch::Sender<Progress>,
     ) -> Result<Pulled, PullError> {
-        self.session(&resolved.image).await?.fetch(resolved, into, progress).await
+        resolved.session.fetch(resolved, into, progress).await
     }
 
     /// Logs in.
@@ -280,6 +281,12 @@ fn authorities(pem: &[u8]) -> Result<Vec<Certificate>, String> {
     if all.is_empty() { Err("there is no certificate in it".to_owned()) } else { Ok(all) }
 }
 
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("image", &self.image).finish_non_exhaustive()
+    }
+}
+
 impl Session {
     fn failed(&self, error: oci_client::errors::OciDistributionError) -> PullError {
         PullError::of(error, &self.image, &self.registry, self.auth != RegistryAuth::Anonymous)
@@ -289,7 +296,7 @@ impl Session {
         PullError::Invalid { image: self.image.clone(), why: why.into() }
     }
 
-    async fn resolve(&self, image: &ImageName, platform: &Platform) -> Result<Resolved, PullError> {
+    async fn resolve(self: Arc<Self>, image: &ImageName, platform: &Platform) -> Result<Resolved, PullError> {
         let login = || async {
             // Done by itself, too, but then nobody hears why it fails.
             let asked = self.client.auth(&self.reference, &self.auth, RegistryOperation::Pull).await;
@@ -317,7 +324,8 @@ impl Session {
             serde_json::from_slice(&bytes).map_err(|error| self.invalid(format!("its manifest: {error}")))?;
         self.check(&parts)?;
         let config = parts.config.digest.clone();
-        Ok(Resolved { image: image.clone(), digest, media_type, manifest: bytes, config, parts })
+        let session = self.clone();
+        Ok(Resolved { image: image.clone(), digest, media_type, manifest: bytes, config, parts, session })
     }
 
     async fn manifest(&self, reference: &Reference) -> Result<(Vec<u8>, String), PullError> {

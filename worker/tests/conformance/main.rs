@@ -5,11 +5,25 @@
 #![cfg(target_os = "linux")]
 
 mod bounds;
+/// What every runtime that keeps instances does.
+#[cfg(feature = "containerd")]
+#[path = "."]
+mod conformance {
+    pub mod instances;
+}
 #[cfg(feature = "containerd")]
 mod containerd;
 mod control;
 mod ends;
+#[cfg(feature = "containerd")]
+#[path = "../support/proxy.rs"]
+#[allow(dead_code, reason = "shared with the tests of Docker, which use the rest")]
+mod proxy;
 mod starts;
+#[cfg(feature = "containerd")]
+mod tiny_registry;
+#[cfg(feature = "containerd")]
+mod traces;
 mod world;
 
 use std::ffi::{CStr, c_char, c_int};

@@ -28,7 +28,7 @@ enum Behind {
     Nothing,
     Docker(Docker),
     #[cfg(feature = "containerd")]
-    Containerd(crate::containerd::Traces),
+    Containerd(crate::traces::Traces),
 }
 
 pub struct World {
@@ -82,7 +82,7 @@ impl World {
     /// `None` where none answers.
     #[cfg(feature = "containerd")]
     pub async fn containerd() -> Option<Self> {
-        let traces = crate::containerd::Traces::find().await?;
+        let traces = crate::traces::Traces::find().await?;
         let worker = a_worker();
         let config = traces.config(&worker, "one");
         let runtime = within(shoal_worker::runtime::containerd::ContainerdRuntime::new(config)).await.unwrap();

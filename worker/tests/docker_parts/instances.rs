@@ -11,7 +11,7 @@ use schemas::{AgentId, Code, FunctionName, StartId};
 use shoal_worker::GuardCommand;
 use shoal_worker::logs::Notes;
 use shoal_worker::policy::{ContainerSettings, Policy};
-use shoal_worker::runtime::docker::guard::Guard;
+use shoal_worker::runtime::docker::guard::{Guard, Target};
 use shoal_worker::runtime::docker::labels::{self, Owner, instance_labels};
 use shoal_worker::runtime::docker::{DockerConfig, DockerRuntime};
 use shoal_worker::runtime::instances::{Instances, Launch};
@@ -104,13 +104,18 @@ async fn the_guard_of_a_killed_worker_leaves_its_instances() {
     let runtime = docker.runtime(owner.worker.as_str(), ContainerSettings::default()).await;
     let made = runtime.launch(docker.wish()).await.unwrap();
     let of_a_task = docker.engine.run(task(&owner, "a", true)).await;
-    let guard = Guard::start(&GuardCommand::this_program(), &docker.engine.host, &owner).await.unwrap();
+    let guard =
+        Guard::start(&GuardCommand::this_program(), &Target::Docker(docker.engine.host.clone()), &owner).await.unwrap();
     // As of a worker that is frozen, and then of one that is gone.
     guard.extend(std::time::Instant::now());
     eventually("the task killed", async || !docker.engine.runs(&of_a_task).await).await;
     assert!(docker.engine.runs(&made.id).await);
+    let pid = guard.pid().unwrap();
     drop(guard);
-    eventually("the task removed", async || !docker.engine.has(&of_a_task).await).await;
+    eventually("the task removed, and the guard done", async || {
+        !docker.engine.has(&of_a_task).await && !crate::guard::is_alive(pid)
+    })
+    .await;
     assert!(docker.engine.runs(&made.id).await);
     runtime.destroy(&made.id, Duration::ZERO).await.unwrap();
     docker.close().await;
@@ -131,6 +136,29 @@ async fn what_a_killed_worker_made_half_is_found_by_its_next_boot() {
     assert_eq!(found[0].address, None);
     runtime.destroy(&half, Duration::from_secs(5)).await.unwrap();
     assert!(!docker.engine.has(&half).await && docker.engine.has(&nonsense).await);
+    docker.close().await;
+}
+
+#[tokio::test]
+async fn a_strangers_container_of_an_image_of_ours_is_no_instance() {
+    let Some(docker) = docker().await else { return };
+    let runtime = docker.runtime(docker.engine.owner.worker.as_str(), ContainerSettings::default()).await;
+    let made = runtime.launch(docker.wish()).await.unwrap();
+    let image = format!("shoal-worker-test/{}", random_word());
+    let commit = bollard::query_parameters::CommitContainerOptions {
+        container: Some(made.id.clone()),
+        repo: Some(image.clone()),
+        ..Default::default()
+    };
+    docker.engine.docker.commit_container(commit, bollard::models::ContainerConfig::default()).await.unwrap();
+    docker.engine.forget(&image);
+    let body = bollard::models::ContainerCreateBody { image: Some(image), ..Default::default() };
+    let options = None::<bollard::query_parameters::CreateContainerOptions>;
+    let theirs = docker.engine.docker.create_container(options, body).await.unwrap().id;
+    let found = Instances::instances(&*runtime).await.unwrap();
+    assert_eq!(found.iter().map(|found| &found.id).collect::<Vec<_>>(), [&made.id]);
+    assert!(docker.engine.has(&theirs).await);
+    runtime.destroy(&made.id, Duration::ZERO).await.unwrap();
     docker.close().await;
 }
 

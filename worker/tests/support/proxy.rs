@@ -17,6 +17,16 @@ impl Proxy {
     pub fn open(folder: &Path) -> Self {
         let host = std::env::var("DOCKER_HOST").unwrap_or_else(|_| "unix:///var/run/docker.sock".to_owned());
         let engine = host.strip_prefix("unix://").expect("these tests need a local engine").into();
+        Self::before(folder, engine)
+    }
+
+    /// The same of the engine at this socket.
+    #[allow(dead_code, reason = "the tests of containerd use it")]
+    pub fn to(folder: &Path, engine: &Path) -> Self {
+        Self::before(folder, engine.to_owned())
+    }
+
+    fn before(folder: &Path, engine: PathBuf) -> Self {
         let mut proxy = Self { socket: folder.join("engine.sock"), engine, open: None };
         proxy.reopen();
         proxy

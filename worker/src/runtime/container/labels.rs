@@ -221,6 +221,27 @@ mod tests {
     }
 
     #[test]
+    fn an_instance_is_of_its_worker_but_of_no_life_of_it() {
+        let launch = Launch {
+            start: StartId::new("s1").unwrap(),
+            function: schemas::FunctionName::new("f".repeat(64)).unwrap(),
+            index: u32::MAX,
+            spec: "abc".to_owned(),
+            container: schemas::task::Container::new("a"),
+            env: Vec::new(),
+            limits: Bounds { cpu: Limit::Unlimited, memory: Limit::Unlimited, pids: Limit::Unlimited },
+            notes: Notes::nowhere(),
+        };
+        let labels = instance_labels(&owner(), &launch);
+        let of = |name: &str| labels[name].as_str();
+        assert_eq!([of(FLEET), of(WORKER), of(KIND), of(START)], ["shoal-1", "w", "function", "s1"]);
+        assert_eq!([of(FUNCTION), of(INDEX), of(SPEC), of(MORTAL)], [&*"f".repeat(64), "4294967295", "abc", "false"]);
+        assert!(owner().owns_instance(&labels) && !owner().is_of_this_life(&labels));
+        assert!(!owner().owns_instance(&own_labels(&owner(), TASK_KIND)));
+        assert_eq!(instance_name(&launch), format!("shoal-{}-4294967295-s1", "f".repeat(64)));
+    }
+
+    #[test]
     fn only_the_same_fleet_and_worker_own_it() {
         let mine = own_labels(&owner(), "holder");
         assert!(owner().owns(&mine) && owner().is_of_this_life(&mine));

@@ -41,6 +41,9 @@ pub(super) enum CniError {
         "there is no CNI plugin `{plugin}` in {folders}; install them (Debian: containernetworking-plugins) or name their folder with --cni-bin-dir"
     )]
     NoPlugin { plugin: String, folders: String },
+    /// The result cannot be kept.
+    #[error("the address cannot be written to {path}")]
+    Kept { path: PathBuf, source: io::Error },
     /// A program failed.
     #[error("the CNI plugin `{plugin}` failed: {why}")]
     Plugin { plugin: String, why: String },
@@ -74,6 +77,8 @@ pub(super) struct Attachment<'a> {
     pub(super) namespace: &'a Path,
     /// Where programs are looked for.
     pub(super) folders: &'a [PathBuf],
+    /// Where the result is kept for its end: some take back only what they are told of.
+    pub(super) result: &'a Path,
 }
 
 impl Network {
@@ -92,16 +97,20 @@ impl Network {
         let mut result = Value::Null;
         for plugin in &self.plugins {
             result = self.call("ADD", plugin, &result, at).await?;
+            let kept = tokio::fs::write(at.result, result.to_string()).await;
+            kept.map_err(|error| CniError::Kept { path: at.result.to_owned(), source: error })?;
         }
         Ok(address(&result))
     }
 
     /// Takes the connection back, whatever of it there is. May be done again.
     pub(super) async fn disconnect(&self, at: Attachment<'_>) -> Result<(), CniError> {
+        let result = tokio::fs::read(at.result).await.unwrap_or_default();
+        let result: Value = serde_json::from_slice(&result).unwrap_or_default();
         let mut ended = Ok(());
         for plugin in self.plugins.iter().rev() {
             // One that fails must not keep the others from freeing what they hold.
-            if let Err(error) = self.call("DEL", plugin, &Value::Null, at).await {
+            if let Err(error) = self.call("DEL", plugin, &result, at).await {
                 ended = Err(error);
             }
         }

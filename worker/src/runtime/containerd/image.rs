@@ -127,7 +127,7 @@ impl From<Status> for Unfit {
 
 impl Unfit {
     /// For a task that wants to run `name`.
-    pub(super) fn to_start_error(self, name: &ImageName) -> StartError {
+    pub(super) fn into_start_error(self, name: &ImageName) -> StartError {
         match self {
             Self::Missing => {
                 StartError::Refused { code: Code::ImageNotFound, message: format!("the engine has no image `{name}`") }

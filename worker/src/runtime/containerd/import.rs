@@ -294,7 +294,8 @@ mod tests {
             {"mediaType": MANIFEST, "digest": digest, "size": 2, "annotations": {NAMES[0]: "docker.io/acme/x:1"}},
             {"mediaType": MANIFEST, "digest": "sha256:other", "size": 2, "platform": {"os": "linux", "architecture": "arm64"}},
         ]});
-        let entries: [(&str, &[u8]); 2] = [("index.json", index.to_string().as_bytes()), (&blob, b"{}")];
+        let index = index.to_string();
+        let entries: [(&str, &[u8]); 2] = [("index.json", index.as_bytes()), (&blob, b"{}")];
         let archive = open(&archive(folder.path(), &entries, None), "amd64").unwrap();
         assert_eq!(archive.images.len(), 1);
         assert_eq!(archive.images[0].manifest.digest, digest);

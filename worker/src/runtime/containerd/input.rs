@@ -88,6 +88,11 @@ impl Beside {
         self.logs().join(name).to_string_lossy().into_owned()
     }
 
+    /// What its network's plugins answered.
+    pub(super) fn cni_result(&self) -> PathBuf {
+        self.0.join("cni")
+    }
+
     /// The address that it was given.
     pub(super) fn address(&self) -> Option<std::net::IpAddr> {
         std::fs::read_to_string(self.0.join(ADDRESS)).ok()?.trim().parse().ok()

@@ -53,14 +53,20 @@ pub(super) fn container_id(what: &str, start: &StartId) -> String {
     format!("{}-{start}", id.trim_end_matches(['.', '_', '-']))
 }
 
-/// Only what is allowed, with one `-` for each run of anything else.
+/// Only what is allowed: single separators as they are, and one `-` for each run of anything else.
 fn clean(text: &str) -> String {
     let mut clean = String::with_capacity(text.len());
-    for part in text.split(|c: char| !c.is_ascii_alphanumeric()).filter(|part| !part.is_empty()) {
-        if !clean.is_empty() {
-            clean.push('-');
+    let mut between = String::new();
+    for c in text.chars() {
+        if !c.is_ascii_alphanumeric() {
+            between.push(c);
+            continue;
         }
-        clean.push_str(part);
+        if !clean.is_empty() && !between.is_empty() {
+            clean.push_str(if matches!(between.as_str(), "." | "_" | "-") { &between } else { "-" });
+        }
+        between.clear();
+        clean.push(c);
     }
     clean
 }
@@ -91,12 +97,12 @@ mod tests {
 
     #[test]
     fn an_id_keeps_the_rules_of_containerd_and_is_unique_by_the_start() {
-        assert_eq!(id("mail-A_b-1", "s1"), "shoal-mail-A-b-1-s1");
+        assert_eq!(id("mail-A_b-1", "s1"), "shoal-mail-A_b-1-s1");
         assert_eq!(id("q.__--x", "s1"), "shoal-q-x-s1");
         let longest = id(&format!("{}-{}", "q".repeat(64), "i".repeat(128)), &"s".repeat(32));
         assert_eq!(longest.len(), LONGEST);
         assert!(longest.ends_with(&format!("-{}", "s".repeat(32))), "{longest}");
-        assert_ne!(id("a", "s_1"), id("a", "s-1"), "what is cleaned alike stays apart");
+        assert_ne!(id("a", "s__1"), id("a", "s-1"), "what is cleaned alike stays apart");
     }
 
     #[test]

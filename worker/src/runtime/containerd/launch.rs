@@ -1,7 +1,9 @@
 //! The start of an instance: image, container, address, start; each step undone if a later one fails.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use schemas::Code;
 use tokio::sync::oneshot;
@@ -23,6 +25,9 @@ use crate::runtime::container::labels::instance_labels;
 use crate::runtime::container::usage::Meter;
 use crate::runtime::instances::{ADDRESS_TRIES, Launch, Launched, no_address};
 use crate::runtime::{StartError, Status};
+
+/// Before the first further look for an address; doubled before each further one.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 impl Core {
     /// Launches in a task of its own, which takes back what it made when nobody waits for it any more.
@@ -119,7 +124,10 @@ impl Core {
             to_files: true,
         };
         let made = self.maker().make(making, given_up, is_made).await?;
-        let address = made.address.ok_or_else(|| no_address(id, network, ADDRESS_TRIES))?;
+        let address = match made.address {
+            Some(address) => address,
+            None => look_for_address(id, network).await?,
+        };
         self.run(id, container).await?;
         if given_up.is_cancelled() {
             return Err(gave_up());
@@ -132,6 +140,19 @@ impl Core {
         }
         Ok(launched(id.to_owned(), address))
     }
+}
+
+/// On a network whose plugins gave none: they may yet be told of one by others.
+async fn look_for_address(id: &str, network: &str) -> Result<IpAddr, StartError> {
+    let mut pause = LOOK_AGAIN;
+    for _ in 0..ADDRESS_TRIES {
+        tokio::time::sleep(pause).await;
+        pause *= 2;
+        if let Some(address) = Beside::of(id).address() {
+            return Ok(address);
+        }
+    }
+    Err(no_address(id, network, ADDRESS_TRIES))
 }
 
 /// It ended before it could be told of.

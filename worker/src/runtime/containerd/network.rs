@@ -9,6 +9,7 @@ use schemas::Code;
 use super::cni::{Attachment, CniError, Network};
 use super::engine::Engine;
 use super::groups::key;
+use super::input::Beside;
 use super::spec::Net;
 use super::{NAME, namespace};
 use crate::runtime::StartError;
@@ -53,7 +54,8 @@ pub(super) async fn connect(engine: &Engine, owner: &Owner, id: &str, network: &
         network => {
             let found = Network::find(network, &engine.place.cni_bin_dirs).map_err(|error| refused(network, error))?;
             let path = namespace::ensure(id).await.map_err(failed)?;
-            let attachment = Attachment { id, namespace: &path, folders: &engine.place.cni_bin_dirs };
+            let result = Beside::of(id).cni_result();
+            let attachment = Attachment { id, namespace: &path, folders: &engine.place.cni_bin_dirs, result: &result };
             let address = try_to_connect(&found, attachment, network).await?;
             Ok(Connected { net: at(&path), address: Some(address) })
         }
@@ -68,7 +70,8 @@ fn at(path: &std::path::Path) -> Net {
 async fn try_to_connect(found: &Network, at: Attachment<'_>, network: &str) -> Result<IpAddr, StartError> {
     let mut pause = FIRST_PAUSE;
     let mut why = None;
-    for tries in 1..=ADDRESS_TRIES {
+    // The first try is at the start itself.
+    for tries in 0..=ADDRESS_TRIES {
         match found.connect(at).await {
             Ok(Some(address)) => return Ok(address),
             Ok(None) => {}
@@ -101,7 +104,7 @@ fn refused(network: &str, error: CniError) -> StartError {
         }
         // It waits for a worker that has them.
         CniError::NoPlugin { .. } => StartError::Unavailable { runtime: NAME, why: error.to_string() },
-        CniError::Plugin { .. } => StartError::Failed {
+        CniError::Kept { .. } | CniError::Plugin { .. } => StartError::Failed {
             what: format!("the network `{network}` cannot be made"),
             source: Some(std::io::Error::other(error.to_string())),
         },
@@ -116,7 +119,10 @@ pub(super) async fn disconnect(folders: &[PathBuf], id: &str, network: &str) -> 
     let path = namespace::path(id);
     match Network::find(network, folders) {
         Ok(found) => {
-            found.disconnect(Attachment { id, namespace: &path, folders }).await.map_err(std::io::Error::other)?;
+            found
+                .disconnect(Attachment { id, namespace: &path, folders, result: &Beside::of(id).cni_result() })
+                .await
+                .map_err(std::io::Error::other)?;
         }
         // Its description is gone, and with it the means.
         Err(error) => tracing::warn!(id, network, %error, "its address may stay taken"),

@@ -121,11 +121,11 @@ impl Puller {
                     return Err(StartError::Refused { code: Code::ImageNotFound, message });
                 }
                 (Err(Unfit::Missing), _) => {}
-                (Err(unfit), _) => return Err(unfit.to_start_error(name)),
+                (Err(unfit), _) => return Err(unfit.into_start_error(name)),
             }
         }
         self.pull(name, notes).await.map_err(|failed| failed.to_start_error())?;
-        self.images.find(name).await.map_err(|unfit| unfit.to_start_error(name))
+        self.images.find(name).await.map_err(|unfit| unfit.into_start_error(name))
     }
 
     fn pulls(&self) -> MutexGuard<'_, HashMap<String, Weak<Pull>>> {

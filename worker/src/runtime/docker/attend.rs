@@ -55,7 +55,7 @@ impl Attendant {
         let carrying = self.carry(attached, output, stdin, &gone);
         tokio::pin!(carrying);
         let mut carried = None;
-        let metering = self.known.meter.follow(&self.core.engine, &self.known.name);
+        let metering = self.known.meter.follow(&self.core.engine, &self.known.name, usage::LONGEST_PAUSE);
         let ending = self.end();
         tokio::pin!(metering, ending);
         let ended = loop {

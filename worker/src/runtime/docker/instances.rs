@@ -26,7 +26,7 @@ use super::output;
 use super::refusal::{status, words};
 use super::runtime::{DockerRuntime, failed, word};
 use super::sweep::is_inherited;
-use super::usage::wall_ms;
+use super::usage::{LONGEST_PAUSE_OF_INSTANCES, wall_ms};
 use crate::policy::FUNCTION_NETWORK;
 use crate::runtime::container::usage::Meter;
 use crate::runtime::instances::{Found, Instances, Launch, Launched, Output};
@@ -161,7 +161,7 @@ impl Core {
 
     async fn instance_ended(&self, id: &str) -> Result<Exit, RuntimeError> {
         let instance = self.kept.of(id);
-        let metering = instance.meter.follow(&self.engine, id);
+        let metering = instance.meter.follow(&self.engine, id, LONGEST_PAUSE_OF_INSTANCES);
         tokio::select! {
             biased;
             ended = self.end_of(id, &instance) => ended,

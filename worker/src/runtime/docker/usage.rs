@@ -11,18 +11,20 @@ use crate::runtime::container::usage::{Group, Meter, Sample, group};
 
 /// The first look; most short jobs are over by then, and none is slowed down.
 const FIRST_LOOK: Duration = Duration::from_millis(100);
-/// Longest time between two looks: what is used after the last one is not seen.
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// Longest time between two looks at a job: what is used after the last one is not seen.
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// The same of an instance, which lives long, beside many others.
+pub(super) const LONGEST_PAUSE_OF_INSTANCES: Duration = Duration::from_secs(15);
 /// For one answer of the engine.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Meter {
     /// Looks again and again; never completes. Cancel safe.
-    pub(in crate::runtime::docker) async fn follow(&self, engine: &Engine, name: &str) {
+    pub(in crate::runtime::docker) async fn follow(&self, engine: &Engine, name: &str, longest_pause: Duration) {
         let mut pause = FIRST_LOOK;
         loop {
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            pause = (pause * 2).min(longest_pause);
             if engine.trouble().borrow().is_none()
                 && let Err(error) = self.look(engine, name).await
             {
