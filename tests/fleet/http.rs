@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
 use schemas::{AgentKind, AgentStatus, State};
 use serde_json::{Value, json};
 
@@ -736,6 +737,33 @@ impl Document {
     }
 }
 
+/// A worker that holds an instance of the function `f`, played by plain NATS.
+async fn play_instance(fleet: &Fleet) -> tokio::task::JoinHandle<()> {
+    let record = json!({
+        "function": "f", "index": 0, "status": "ready", "id": "1", "worker": "played", "boot": "b", "start": "abc111",
+        "revision": 1, "spec": schemas::Function::new("a:1").spec(), "created_at": schemas::Timestamp::now(),
+    });
+    let instances = fleet.js.get_key_value("shoal_instances").await.expect("the bucket");
+    instances.put("f.0", record.to_string().into()).await.expect("written");
+    let nats = fleet.nats.clone();
+    let mut calls = nats.subscribe("shoal.invoke.f").await.expect("subscribed");
+    let mut infos = nats.subscribe("shoal.control.played.info").await.expect("subscribed");
+    nats.flush().await.expect("flushed");
+    tokio::spawn(async move {
+        loop {
+            let (reply, body) = tokio::select! {
+                Some(call) = calls.next() => (call.reply, call.payload),
+                Some(info) = infos.next() => (info.reply, "{}".into()),
+                else => return,
+            };
+            let mut headers = async_nats::HeaderMap::new();
+            headers.insert("Shoal-Status", "200");
+            headers.insert("Content-Type", "application/json");
+            nats.publish_with_headers(reply.expect("a request"), headers, body).await.expect("answered");
+        }
+    })
+}
+
 #[tokio::test]
 async fn every_operation_answers_as_the_document_says() {
     let fleet = Fleet::start().await;
@@ -823,6 +851,35 @@ async fn every_operation_answers_as_the_document_says() {
     call("removeAgent", "/api/agents/w", &[]).await.status(409);
     call("removeAgent", "/api/agents/ext", &[]).await.status(204);
     call("listQueues", "/api/queues", &[]).await.status(200);
+
+    let _worker = play_instance(&fleet).await;
+    let image = ["--json", r#"{"image":"a:1"}"#];
+    call("applyFunction", "/api/functions/f", &image).await.status(201);
+    call("applyFunction", "/api/functions/f", &image).await.status(200);
+    call("applyFunction", "/api/functions/f", &["--json", r#"{"image":"a:1","max":0}"#]).await.status(400);
+    call("listFunctions", "/api/functions", &[]).await.status(200);
+    call("getFunction", "/api/functions/f", &[]).await.status(200);
+    call("getFunction", "/api/functions/none", &[]).await.status(404);
+    call("ensureInstance", "/api/functions/f/ensure", &[]).await.status(200);
+    call("ensureInstance", "/api/functions/none/ensure", &[]).await.status(404);
+    call("acquireInstance", "/api/functions/f/acquire", &[]).await.status(200);
+    call("touchInstance", "/api/instances/abc111/touch", &[]).await.status(200);
+    call("touchInstance", "/api/instances/none/touch", &[]).await.status(404);
+    call("listInstances", "/api/instances?function=f", &[]).await.status(200);
+    let event = ["-H", "X-Shoal-Invocation: event", "--json", "{}"];
+    call("invokeFunction", "/api/functions/f/invocations", &["--json", "{}"]).await.status(200);
+    call("invokeFunction", "/api/functions/f/invocations?id=later", &event).await.status(202);
+    call("invokeFunction", "/api/functions/f/invocations?id=later", &event).await;
+    call("invokeFunction", "/api/functions/none/invocations", &["--json", "{}"]).await.status(404);
+    let lambda = "/2015-03-31/functions/f/invocations";
+    call("lambdaInvoke", lambda, &["--json", "{}"]).await.status(200);
+    call("lambdaInvoke", lambda, &["-H", "X-Amz-Invocation-Type: Event", "--json", "{}"]).await.status(202);
+    call("lambdaInvoke", lambda, &["-H", "X-Amz-Invocation-Type: DryRun", "--json", "{}"]).await.status(204);
+    call("lambdaInvoke", "/2015-03-31/functions/none/invocations", &["--json", "{}"]).await.status(404);
+    call("destroyInstance", "/api/instances/none", &[]).await.status(200);
+    call("destroyInstances", "/api/functions/none/instances", &[]).await.status(200);
+    call("deleteFunction", "/api/functions/f", &[]).await.status(204);
+    call("deleteFunction", "/api/functions/f", &[]).await.status(404);
 
     // Whatever the document promises was seen: every operation, every way in which it succeeds.
     for (method, path, operation) in document.operations() {

@@ -106,7 +106,8 @@ pub(super) fn operations() -> Vec<Operation> {
         .header("traceparent", "W3C trace context, handed on to the container.")
         .query::<InvokeQuery>()
         .optional_bytes_body(&[JSON, BYTES])
-        .bytes(StatusCode::OK, BYTES, "What the function answered, whatever its status.")
+        .bytes(StatusCode::OK, BYTES, "What the function answered, whatever its status and type.")
+        .bytes(StatusCode::OK, JSON, "The same.")
         .answer::<Accepted>(StatusCode::ACCEPTED, "The call is a task now.")
         .fails(&[400, 403, 404, 408, 413, 502, 504]),
         owned(named(Operation::new(

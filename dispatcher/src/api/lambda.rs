@@ -4,13 +4,13 @@
 //! SDKs send again what is answered with 5xx or 429. So these are answered only for what reached no instance. A call that
 //! was sent and came to nothing is, as with Lambda itself, a 200 with `X-Amz-Function-Error: Unhandled`.
 
-use axum::body::Body as HttpBody;
+use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header as http_header};
 use axum::response::{IntoResponse, Response};
 use schemars::JsonSchema;
 use schemas::{Code, FunctionName};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::Api;
@@ -32,29 +32,60 @@ const EXECUTED_VERSION: HeaderName = HeaderName::from_static("x-amz-executed-ver
 const LATEST: &str = "$LATEST";
 
 pub(super) fn operations() -> Vec<Operation> {
-    vec![
-        Operation::new(
-            &Method::POST,
-            "/2015-03-31/functions/{name}/invocations",
-            "lambdaInvoke",
-            "Call a function as AWS Lambda is called",
-            invoke,
-        )
-        .notes(
-            "For Lambda's SDKs. Errors are Lambda's: `X-Amzn-ErrorType`, and `{\"Type\", \"Message\"}` as body. Where a token \
-             is wanted it is the AWS access key id.",
-        )
-        .path::<String>("name", "The function's name; an ARN's last part counts.")
-        .query::<LambdaQuery>()
-        .header("X-Amz-Invocation-Type", "`RequestResponse` (the default), `Event`, `DryRun`.")
-        .header("X-Amz-Log-Type", "Taken and left unanswered: logs are in `shoal logs _functions.<function>`.")
-        .header("X-Shoal-Owner", "Who calls, where the function has an owner.")
-        .optional_bytes_body(&[JSON, BYTES])
-        .bytes(StatusCode::OK, BYTES, "What the function answered; `X-Amz-Function-Error` if it failed.")
-        .empty(StatusCode::ACCEPTED, "`Event`: the call is a task now.")
-        .empty(StatusCode::NO_CONTENT, "`DryRun`: the caller may call it.")
-        .fails(&[400, 404, 413, 429, 502, 504]),
-    ]
+    let refused = [
+        (StatusCode::BAD_REQUEST, "`InvalidParameterValueException`."),
+        (StatusCode::FORBIDDEN, "`AccessDeniedException`."),
+        (StatusCode::NOT_FOUND, "`ResourceNotFoundException`."),
+        (StatusCode::PAYLOAD_TOO_LARGE, "`RequestTooLargeException`."),
+        (StatusCode::TOO_MANY_REQUESTS, "`TooManyRequestsException`: no instance had room in time; nothing was sent."),
+        (StatusCode::INTERNAL_SERVER_ERROR, "`ServiceException`."),
+        (StatusCode::BAD_GATEWAY, "`ServiceException`: no instance could be made or reached; nothing was sent."),
+        (StatusCode::SERVICE_UNAVAILABLE, "`ServiceException`: NATS, or who makes instances, cannot be reached now."),
+    ];
+    let invoke = Operation::new(
+        &Method::POST,
+        "/2015-03-31/functions/{name}/invocations",
+        "lambdaInvoke",
+        "Call a function as AWS Lambda is called",
+        invoke,
+    )
+    .notes(
+        "For Lambda's SDKs. Errors are Lambda's: `X-Amzn-ErrorType`, and `{\"Type\", \"Message\"}` as body. Where a token \
+         is wanted it is the AWS access key id.",
+    )
+    .path::<String>("name", "The function's name; an ARN's last part counts.")
+    .query::<LambdaQuery>()
+    .header("X-Amz-Invocation-Type", "`RequestResponse` (the default), `Event`, `DryRun`.")
+    .header("X-Amz-Log-Type", "Taken and left unanswered: logs are in `shoal logs _functions.<function>`.")
+    .header("X-Shoal-Owner", "Who calls, where the function has an owner.")
+    .optional_bytes_body(&[JSON, BYTES])
+    .bytes(StatusCode::OK, BYTES, "What the function answered, of any type; `X-Amz-Function-Error` if it failed.")
+    .bytes(StatusCode::OK, JSON, "The same.")
+    .empty(StatusCode::ACCEPTED, "`Event`: the call is a task now.")
+    .empty(StatusCode::NO_CONTENT, "`DryRun`: the caller may call it.");
+    let invoke =
+        refused.into_iter().fold(invoke, |invoke, (status, meaning)| invoke.answer::<Refusal>(status, meaning));
+    vec![invoke]
+}
+
+/// A failure as Lambda would tell it; what kind it is of is in `X-Amzn-ErrorType`.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+struct Refusal {
+    /// `User` or `Service`: whose fault it is.
+    #[serde(rename = "Type")]
+    by: &'static str,
+    /// For people.
+    #[serde(rename = "Message")]
+    message: String,
+    /// The same: SDKs read the one spelling or the other.
+    #[serde(rename = "message")]
+    again: String,
+    /// Our own code.
+    #[serde(rename = "Code")]
+    code: Code,
+    /// What to try next.
+    #[serde(rename = "Hint", skip_serializing_if = "Option::is_none")]
+    hint: Option<String>,
 }
 
 /// Which version.
@@ -178,13 +209,14 @@ pub fn told(failure: &Failure) -> Response {
         }
         _ => (StatusCode::from_u16(problem.status).expect("statuses are given as such"), "ServiceException"),
     };
-    let by = if status.is_server_error() { "Service" } else { "User" };
-    // SDKs read the one spelling or the other.
-    let mut body = json!({"Type": by, "Message": problem.detail, "message": problem.detail, "Code": problem.code});
-    if let Some(hint) = &problem.hint {
-        body["Hint"] = hint.as_str().into();
-    }
-    let mut response = (status, HttpBody::from(body.to_string())).into_response();
+    let body = Refusal {
+        by: if status.is_server_error() { "Service" } else { "User" },
+        message: problem.detail.clone(),
+        again: problem.detail.clone(),
+        code: problem.code,
+        hint: problem.hint.clone(),
+    };
+    let mut response = (status, Json(body)).into_response();
     let headers = response.headers_mut();
     headers.insert(http_header::CONTENT_TYPE, HeaderValue::from_static(JSON));
     headers.insert(ERROR_TYPE, HeaderValue::from_static(kind));
