@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -77,24 +76,44 @@ impl Called {
         self.caller.destroy(&self.name, PATIENCE).await.map(|_| ()).map_err(failed)
     }
 
-    /// Calls it so often, so many at once; where a pace is given, no faster than so many a second.
-    pub async fn invoke(self: &Arc<Self>, jobs: usize, at_once: usize, pace: Option<u32>) -> Result<Round, BenchError> {
-        let (began, sent) = (Instant::now(), Arc::new(AtomicUsize::new(0)));
+    /// Calls it so often, so many at once.
+    pub async fn invoke(self: &Arc<Self>, jobs: usize, at_once: usize) -> Result<Round, BenchError> {
         crowd(jobs, at_once, |_| {
-            let (this, sent) = (self.clone(), sent.clone());
-            async move {
-                if let Some(pace) = pace {
-                    let due = sent.fetch_add(1, Ordering::Relaxed) as f64 / f64::from(pace);
-                    tokio::time::sleep_until((began + Duration::from_secs_f64(due)).into()).await;
-                }
-                let response = this.caller.invoke(&this.name, &Call::new(BODY)).await.map_err(failed)?;
-                match response.status == 200 && response.body == BODY {
-                    true => Ok(()),
-                    false => Err(BenchError::broken(format!("a call answered {response:?}"))),
-                }
-            }
+            let this = self.clone();
+            async move { this.call().await }
         })
         .await
+    }
+
+    /// Calls it so often, so many a second, however long each takes.
+    pub async fn invoke_paced(self: &Arc<Self>, jobs: usize, pace: u32) -> Result<Round, BenchError> {
+        let began = Instant::now();
+        let mut calls = tokio::task::JoinSet::new();
+        let mut latencies = Vec::with_capacity(jobs);
+        for number in 0..jobs {
+            let due = Duration::from_secs_f64(number as f64 / f64::from(pace));
+            tokio::time::sleep_until((began + due).into()).await;
+            let this = self.clone();
+            calls.spawn(async move {
+                let began = Instant::now();
+                this.call().await.map(|()| began.elapsed())
+            });
+            while let Some(done) = calls.try_join_next() {
+                latencies.push(done.expect("no call of ours panics")?);
+            }
+        }
+        while let Some(done) = calls.join_next().await {
+            latencies.push(done.expect("no call of ours panics")?);
+        }
+        Ok(Round::timed(began.elapsed(), latencies))
+    }
+
+    async fn call(&self) -> Result<(), BenchError> {
+        let response = self.caller.invoke(&self.name, &Call::new(BODY)).await.map_err(failed)?;
+        match response.status == 200 && response.body == BODY {
+            true => Ok(()),
+            false => Err(BenchError::broken(format!("a call answered {response:?}"))),
+        }
     }
 
     /// Posts to its container.

@@ -80,8 +80,10 @@ pub enum Work {
     Processes(usize),
     /// So many containers at once, on an engine of containers without Shoal.
     Containers(usize, Arc<Bare>),
-    /// Calls of a warm function, so many at once, no faster than so many a second.
-    Invoke(Arc<Called>, usize, Option<u32>),
+    /// Calls of a warm function, so many at once.
+    Invoke(Arc<Called>, usize),
+    /// The same, so many a second.
+    InvokePaced(Arc<Called>, u32),
     /// HTTP requests to its container.
     Post(Arc<Called>, usize),
     /// NATS requests, answered by this program.
@@ -104,6 +106,7 @@ impl Work {
             | Self::SubmitMany { .. }
             | Self::Drain { .. }
             | Self::Invoke(..)
+            | Self::InvokePaced(..)
             | Self::Ensure(..)
             | Self::EnsureCold(..) => "Shoal".into(),
             Self::Post(..) => "HTTP request to the container".into(),
@@ -127,6 +130,7 @@ impl Work {
             | Self::SubmitMany { .. }
             | Self::Drain { .. }
             | Self::Invoke(..)
+            | Self::InvokePaced(..)
             | Self::Ensure(..)
             | Self::EnsureCold(..) => fleet.pids(),
             Self::EngineCycle { .. }
@@ -176,7 +180,8 @@ impl Work {
             }
             Self::Processes(at_once) => bare::processes("/bin/true", jobs, *at_once).await,
             Self::Containers(at_once, engine) => bare::containers(engine, jobs, *at_once).await,
-            Self::Invoke(called, at_once, pace) => called.invoke(jobs, *at_once, *pace).await,
+            Self::Invoke(called, at_once) => called.invoke(jobs, *at_once).await,
+            Self::InvokePaced(called, pace) => called.invoke_paced(jobs, *pace).await,
             Self::Post(called, at_once) => called.post(jobs, *at_once).await,
             Self::RoundTrip(called, at_once) => called.round_trip(jobs, *at_once).await,
             Self::Ensure(called, at_once) => called.ensure(jobs, *at_once).await,

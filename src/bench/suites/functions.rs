@@ -38,13 +38,13 @@ pub async fn run(sitting: &mut Sitting<'_>) -> Result<(), BenchError> {
     };
     for (at_once, jobs) in [(1, 2_000), (32, 20_000)] {
         let beside = vec![Work::Post(called.clone(), at_once), Work::RoundTrip(called.clone(), at_once)];
-        let ours = Work::Invoke(called.clone(), at_once, None);
+        let ours = Work::Invoke(called.clone(), at_once);
         let jobs = sitting.jobs(jobs);
         sitting.case(case(format!("warm call, {at_once} at once"), jobs, ours, beside)).await?;
     }
     let jobs = sitting.jobs(60 * PACE as usize);
     let steady =
-        case(format!("warm calls, {PACE} a second"), jobs, Work::Invoke(called.clone(), 64, Some(PACE)), Vec::new());
+        case(format!("warm calls, {PACE} a second"), jobs, Work::InvokePaced(called.clone(), PACE), Vec::new());
     sitting.case(Case { memory: true, ..steady }).await?;
     let beside = vec![Work::RoundTrip(called.clone(), 1)];
     let jobs = sitting.jobs(2_000);

@@ -68,20 +68,28 @@ async fn what_cannot_start_leaves_nothing_and_says_why() {
         ("wordless", json!({"entrypoint": ["/there-is-none"]}), Code::CommandNotFound),
     ] {
         let name = world.define(name, more).await;
-        assert_eq!(code(world.caller.ensure(&name, Some(PATIENCE)).await), expected, "{name}");
+        // Of one that is killed before it has an address, the engine may tell only that it ended.
+        let fits = |code| code == expected || (expected == Code::OutOfMemory && code == Code::InstanceExited);
+        let of_ensure = code(world.caller.ensure(&name, Some(PATIENCE)).await);
+        assert!(fits(of_ensure), "{name}: {of_ensure}");
         // Who calls hears the same.
-        assert_eq!(code(world.call(&name, json!({})).await), expected, "{name}");
+        let of_call = code(world.call(&name, json!({})).await);
+        assert!(fits(of_call), "{name}: {of_call}");
         world.no_container(&name).await;
         let records = world.records(&name).await;
         assert_eq!(records.len(), 1);
         assert_eq!((records[0].status, records[0].id.as_deref()), (InstanceStatus::Failed, None));
-        assert_eq!(records[0].error.as_ref().expect("it says why").code, expected);
+        assert!(fits(records[0].error.as_ref().expect("it says why").code));
         assert!(records[0].failures >= 2 && records[0].retry_at.is_some(), "{:?}", records[0]);
     }
     // What it wrote before it ended is kept.
-    let logs = world.fleet.messages("SHOAL_LOGS", "shoal.logs._functions.exits.*.stderr").await;
-    let said: Vec<u8> = logs.iter().flat_map(|message| message.payload.to_vec()).collect();
-    assert!(String::from_utf8_lossy(&said).contains("told to exit"), "{}", String::from_utf8_lossy(&said));
+    crate::support::eventually("its last words", async || {
+        let logs = world.fleet.messages("SHOAL_LOGS", "shoal.logs._functions.exits.*.stderr").await;
+        let said: Vec<u8> = logs.iter().flat_map(|message| message.payload.to_vec()).collect();
+        let said = String::from_utf8_lossy(&said).into_owned();
+        if said.contains("told to exit") { Ok(()) } else { Err(said) }
+    })
+    .await;
 }
 
 #[tokio::test]

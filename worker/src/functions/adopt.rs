@@ -40,6 +40,14 @@ pub async fn adopt(functions: &Arc<Functions>) {
     }
 }
 
+/// A worker that keeps no instances any more owns none: nobody must believe what an earlier boot wrote.
+pub async fn disown(functions: Arc<Functions>) {
+    if let Some(Err(error)) = functions.leaving.run_until_cancelled(once(&functions)).await {
+        // A fleet of an older version has no functions at all.
+        tracing::debug!(%error, "instances of an earlier boot are not looked for");
+    }
+}
+
 async fn once(functions: &Arc<Functions>) -> Result<(), AdoptError> {
     let own = &functions.worker.id;
     let records = functions.caller.instances(None).await?.into_iter().filter(|known| known.instance.worker == *own);

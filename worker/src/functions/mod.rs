@@ -87,6 +87,8 @@ impl Functions {
             functions.tasks.spawn(wishes::run(functions.clone()));
             tokio::spawn(containers::serve(functions.clone()));
             functions.tasks.spawn(functions.clone().follow_definitions());
+        } else {
+            functions.tasks.spawn(adopt::disown(functions.clone()));
         }
         functions
     }
