@@ -4,11 +4,14 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use async_nats::HeaderMap;
+use async_nats::client::{Request, RequestErrorKind};
 use schemas::{FunctionName, Instance, header};
 use tokio::task::JoinHandle;
 
 use crate::{CallError, Caller};
 
+/// How long a worker is waited for that is asked what it has.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 /// How long an eviction is waited for.
 const EVICTED_WITHIN: Duration = Duration::from_secs(30);
 
@@ -56,6 +59,29 @@ impl Caller {
         let client = self.js.client();
         let told = client.publish_with_headers(subject, headers, Default::default()).await;
         told.map_err(|error| CallError::new(schemas::Code::Unavailable, error.to_string()))
+    }
+
+    /// Whether its worker has this instance and sends calls to it, by the worker's own word. `None`: it does not answer.
+    pub async fn holds(&self, instance: &Instance) -> Result<Option<bool>, CallError> {
+        let Some(start) = &instance.start else { return Ok(Some(false)) };
+        let mut headers = HeaderMap::new();
+        headers.insert(header::TOUCH, start.as_str());
+        if let Some(owner) = &self.owner {
+            headers.insert(header::OWNER, owner.as_str());
+        }
+        let subject = self.names.invoke_at_subject(&instance.function, &instance.worker);
+        let request = Request::new().headers(headers).timeout(Some(ANSWERS_WITHIN));
+        match self.js.client().send_request(subject, request).await {
+            Ok(reply) => {
+                let status = reply.headers.as_ref().and_then(|headers| headers.get(header::STATUS));
+                Ok(Some(status.is_some_and(|status| status.as_str() == "200")))
+            }
+            Err(error) => match error.kind() {
+                RequestErrorKind::NoResponders => Ok(Some(false)),
+                RequestErrorKind::TimedOut => Ok(None),
+                _ => Err(CallError::new(schemas::Code::Unavailable, error.to_string())),
+            },
+        }
     }
 
     /// Lets go of an instance and has it removed.

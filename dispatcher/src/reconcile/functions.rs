@@ -173,6 +173,7 @@ async fn turn(watch: &Watch, caller: &Caller, suspects: &mut Suspects) -> Result
         functions.iter().map(|defined| (&defined.name, defined)).collect();
     let now = watch.js.now();
     let mut slots: BTreeSet<(&FunctionName, u32)> = BTreeSet::new();
+    let mut failed: Option<ClientError> = None;
     for known in &instances {
         let instance = &known.instance;
         slots.insert((&instance.function, instance.index));
@@ -182,14 +183,17 @@ async fn turn(watch: &Watch, caller: &Caller, suspects: &mut Suspects) -> Result
             let wait = at.since(now) + CALM;
             due = Some(due.map_or(wait, |due| due.min(wait)));
         }
-        act(caller, known, defined, want).await?;
+        // What goes wrong with one is no reason to leave the others as they are.
+        if let Err(error) = act(caller, known, defined, want).await {
+            failed.get_or_insert(error);
+        }
     }
     for defined in functions.values() {
         for index in (0..defined.function.min).filter(|index| !slots.contains(&(&defined.name, *index))) {
             wish(caller, defined, index, None).await?;
         }
     }
-    Ok(due)
+    failed.map_or(Ok(due), Err)
 }
 
 /// Which holders are gone, and when that may be known of others.

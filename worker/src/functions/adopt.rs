@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use functions::{CallError, Defined, Known};
-use schemas::{FunctionName, Instance, InstanceStatus};
+use schemas::{Code, FunctionName, Instance, InstanceStatus};
 
 use super::Functions;
 use super::make::{self, STOP_GRACE, log_key};
@@ -56,7 +56,7 @@ async fn once(functions: &Arc<Functions>) -> Result<(), AdoptError> {
     for runtime in functions.worker.runtimes.values() {
         let Some(instances) = runtime.instances() else { continue };
         for found in instances.instances().await? {
-            if functions.held(&found.function, &found.start).is_some() {
+            if functions.has(&found.function, &found.start) {
                 records.remove(&(found.function.clone(), found.index));
                 continue;
             }
@@ -74,17 +74,36 @@ async fn once(functions: &Arc<Functions>) -> Result<(), AdoptError> {
             }
         }
     }
-    for ((name, index), known) in records {
-        if known.instance.is_there()
-            && functions
-                .held(&name, &known.instance.start.clone().unwrap_or_else(crate::worker::new_start_id))
-                .is_none()
-        {
-            // Another write came first: then it is somebody else's by now.
-            functions.caller.remove_instance(&name, index, known.revision).await?;
-        }
+    for known in records.into_values() {
+        disclaim(functions, &known).await?;
     }
     Ok(())
+}
+
+/// Removes a record of this worker's that nothing stands behind. Where another write came first it is somebody else's.
+async fn disclaim(functions: &Functions, known: &Known) -> Result<(), CallError> {
+    let instance = &known.instance;
+    let is_held = instance.start.as_ref().is_some_and(|start| functions.has(&instance.function, start));
+    if instance.is_there() && !is_held {
+        functions.caller.remove_instance(&instance.function, instance.index, known.revision).await?;
+    }
+    Ok(())
+}
+
+/// Looks whether records of this boot say what it does not hold: a write may have been lost, or come too late.
+pub async fn mend(functions: &Functions) {
+    let (own, boot) = (&functions.worker.id, &functions.worker.instance);
+    let mended = async {
+        for known in functions.caller.instances(None).await? {
+            if known.instance.worker == *own && known.instance.boot == *boot {
+                disclaim(functions, &known).await?;
+            }
+        }
+        Ok::<(), CallError>(())
+    };
+    if let Err(error) = mended.await {
+        tracing::debug!(%error, "records are not compared with what is held now");
+    }
 }
 
 /// Whether it is one of ours again.
@@ -95,8 +114,18 @@ async fn take_up(
     known: &Known,
 ) -> Result<bool, AdoptError> {
     let record = &known.instance;
+    let _making = functions.make(&found.start);
     let is_wanted = matches!(record.status, InstanceStatus::Ready | InstanceStatus::Paused | InstanceStatus::Left);
-    let Some(defined) = functions.caller.definition(&found.function).await? else { return Ok(false) };
+    let defined = match functions.caller.definition(&found.function).await {
+        Ok(Some(defined)) => defined,
+        Ok(None) => return Ok(false),
+        // One that a newer version wrote: a worker that can read it takes its instances up.
+        Err(CallError::Failed(error)) if error.code == Code::InvalidArgument => {
+            tracing::warn!(function = %found.function, error = error.message, "its instance is left alone");
+            return Ok(true);
+        }
+        Err(error) => return Err(error.into()),
+    };
     let is_paused = found.status == Status::Paused;
     let runs = is_paused || found.status == Status::Running;
     let Some(ip) = found.address.filter(|_| is_wanted && runs && found.index < defined.function.max) else {

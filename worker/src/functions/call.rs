@@ -1,8 +1,10 @@
 //! One call: from its message to its answer.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use async_nats::client::{Request, RequestErrorKind};
 use async_nats::{HeaderMap, Message};
 use bytes::Bytes;
 use functions::Defined;
@@ -20,6 +22,10 @@ use crate::worker::new_start_id;
 const TRIES: u32 = 3;
 /// Room in a message for headers beside the body.
 const HEADROOM: usize = 8 << 10;
+/// A wish because of a call that waits is made again after this.
+const WISH_AGAIN: Duration = Duration::from_secs(5);
+/// How long a worker that a call was passed on to is waited for beyond what it may take.
+const PASSED_ON_BEYOND: Duration = Duration::from_secs(3);
 /// Longest word of a function about its own failure that is passed on.
 const LONGEST_WORD: usize = 256;
 
@@ -65,10 +71,16 @@ pub async fn answer(functions: Arc<Functions>, pool: Arc<Pool>, message: Message
     let asked = Asked::read(&message);
     let defined = pool.defined();
     if let Some(start) = &asked.touch {
-        if defined.function.admits(asked.owner.as_deref())
-            && let Some(seat) = pool.seat(start)
-        {
-            functions.touch(&seat, &defined);
+        let seat = pool.seat(start).filter(|_| defined.function.admits(asked.owner.as_deref()));
+        if let Some(seat) = &seat {
+            functions.touch(seat, &defined);
+        }
+        if let Some(reply) = message.reply {
+            let takes = seat.is_some_and(|seat| seat.takes.load(Ordering::Relaxed));
+            let mut headers = HeaderMap::new();
+            headers.insert(header::STATUS, if takes { "200" } else { "404" });
+            // Who hears nothing asks again.
+            let _ = functions.worker.js.client().publish_with_headers(reply, headers, Bytes::new()).await;
         }
         return;
     }
@@ -105,7 +117,7 @@ async fn call(
 ) -> Told {
     let name = &defined.name;
     let until = Instant::now() + asked.acquire.unwrap_or(defined.function.acquire_timeout.0);
-    let mut tried = 0;
+    let (mut tried, mut lost_once) = (0, false);
     loop {
         tried += 1;
         let place = match admission(functions, pool, defined, asked, message, until).await {
@@ -149,13 +161,16 @@ async fn call(
             Failed::Lost(why) => {
                 pool.ended(true, Instant::now());
                 seat.doubted.notify_one();
-                if !defined.function.idempotent || is_last {
+                if !defined.function.idempotent || lost_once || is_last {
                     return Told::Error(lost(functions, defined, &seat, &why).await);
                 }
+                lost_once = true;
             }
             Failed::TimedOut => {
-                // The function is slow, which is no fault of the platform; or it hangs, and whoever looks after it finds out.
+                // The function is slow, which is no fault of the platform; or it hangs: nothing more goes there until that is
+                // known.
                 pool.ended(false, Instant::now());
+                pool.close(&seat);
                 seat.doubted.notify_one();
                 let limit = defined.function.request_timeout;
                 let message = format!("`{name}` did not answer within its `request_timeout` of {limit}");
@@ -174,7 +189,7 @@ async fn call(
     }
 }
 
-/// A place, or none where another worker goes on with the call.
+/// A place, or none where another worker has answered the call.
 async fn admission(
     functions: &Arc<Functions>,
     pool: &Arc<Pool>,
@@ -184,43 +199,68 @@ async fn admission(
     until: Instant,
 ) -> Result<Option<Place>, TaskError> {
     let name = &defined.name;
-    let (steps, wishes) = match pool.admit(asked.hops, Instant::now()) {
-        Admission::Go(place) => return Ok(Some(place)),
-        Admission::PassOn(worker) => return pass_on(functions, defined, asked, message, &worker, until).await,
-        Admission::Wait(steps, wishes) => (steps, wishes),
-        Admission::Shut(wait) => {
-            let message = format!(
-                "calls of `{name}` failed too often on the worker {}; none is sent for {} ms",
-                functions.worker.id,
-                wait.as_millis()
-            );
-            return Err(TaskError::new(Code::CircuitOpen, message));
-        }
-        Admission::Refuse(error) => return Err(error),
-        Admission::Full => {
-            let message = format!("too many calls wait for `{name}` on the worker {}", functions.worker.id);
-            return Err(TaskError::new(Code::NoInstance, message));
-        }
-    };
-    functions.wish(defined, wishes);
-    match tokio::time::timeout_at(until.into(), steps).await {
-        Ok(Ok(Step::Go(place))) => Ok(Some(place)),
-        Ok(Ok(Step::PassOn(worker))) => pass_on(functions, defined, asked, message, &worker, until).await,
-        Ok(Ok(Step::Fail(error))) => Err(error),
-        Ok(Err(_)) | Err(_) => {
-            let waited = asked.acquire.unwrap_or(defined.function.acquire_timeout.0);
-            let message = format!(
-                "no instance of `{name}` had room within {} ms; it may have {} with {} calls at once each",
-                waited.as_millis(),
-                defined.function.max,
-                defined.function.concurrency
-            );
-            Err(TaskError::new(Code::NoInstance, message))
+    loop {
+        let step = match pool.admit(asked.hops, Instant::now()) {
+            Admission::Go(place) => return Ok(Some(place)),
+            Admission::PassOn(worker) => Some(Step::PassOn(worker)),
+            Admission::Wait(steps, wishes) => {
+                functions.wish(defined, wishes);
+                wait(functions, pool, steps, until).await
+            }
+            Admission::Shut(wait) => {
+                let message = format!(
+                    "calls of `{name}` failed too often on the worker {}; none is sent for {} ms",
+                    functions.worker.id,
+                    wait.as_millis()
+                );
+                return Err(TaskError::new(Code::CircuitOpen, message));
+            }
+            Admission::Refuse(error) => return Err(error),
+            Admission::Full => {
+                let message = format!("too many calls wait for `{name}` on the worker {}", functions.worker.id);
+                return Err(TaskError::new(Code::NoInstance, message));
+            }
+        };
+        match step {
+            Some(Step::Go(place)) => return Ok(Some(place)),
+            Some(Step::Fail(error)) => return Err(error),
+            Some(Step::PassOn(worker)) => match pass_on(functions, defined, asked, message, &worker, until).await? {
+                true => return Ok(None),
+                // It is gone; nothing was heard of it by anybody.
+                false => pool.forget_worker(&worker),
+            },
+            None => {
+                let waited = asked.acquire.unwrap_or(defined.function.acquire_timeout.0);
+                let message = format!(
+                    "no instance of `{name}` had room within {} ms; it may have {} with {} calls at once each",
+                    waited.as_millis(),
+                    defined.function.max,
+                    defined.function.concurrency
+                );
+                return Err(TaskError::new(Code::NoInstance, message));
+            }
         }
     }
 }
 
-/// Hands a call to another worker, which answers in our stead. Nothing of it was sent to a container.
+/// Waits in line, and wishes again now and then: a wish may have come to nothing.
+async fn wait(
+    functions: &Arc<Functions>,
+    pool: &Arc<Pool>,
+    mut steps: tokio::sync::oneshot::Receiver<Step>,
+    until: Instant,
+) -> Option<Step> {
+    loop {
+        let next = until.min(Instant::now() + WISH_AGAIN);
+        match tokio::time::timeout_at(next.into(), &mut steps).await {
+            Ok(step) => return step.ok(),
+            Err(_) if Instant::now() >= until => return None,
+            Err(_) => functions.wish(&pool.defined(), pool.wish_again(Instant::now())),
+        }
+    }
+}
+
+/// Asks another worker, and answers with what it answers. `false`: it is not there, and nothing was sent to anybody.
 async fn pass_on(
     functions: &Functions,
     defined: &Defined,
@@ -228,26 +268,35 @@ async fn pass_on(
     message: &Message,
     to: &schemas::AgentId,
     until: Instant,
-) -> Result<Option<Place>, TaskError> {
+) -> Result<bool, TaskError> {
     let mut headers = message.headers.clone().unwrap_or_default();
     let hops = (asked.hops + 1).min(MOST_HOPS);
     headers.insert(header::HOPS, hops.to_string());
     headers.insert(header::REQUEST_ID, asked.request_id.as_str());
     let left = until.saturating_duration_since(Instant::now());
     headers.insert(header::ACQUIRE_MS, left.as_millis().to_string());
+    let client = functions.worker.js.client();
     let subject = functions.worker.config.names.invoke_at_subject(&defined.name, to);
+    // Twice, because of an idempotent function it may be sent twice.
+    let patience = left + defined.function.request_timeout.0 * 2 + PASSED_ON_BEYOND;
+    let request = Request::new().headers(headers).payload(message.payload.clone()).timeout(Some(patience));
+    let answer = match client.send_request(subject, request).await {
+        Ok(answer) => answer,
+        Err(error) if error.kind() == RequestErrorKind::NoResponders => return Ok(false),
+        Err(error) => {
+            let name = &defined.name;
+            let message =
+                format!("the worker {to}, which a call of `{name}` was passed on to, does not answer: {error}");
+            return Err(TaskError::new(Code::ResponseLost, message));
+        }
+    };
     // A call without one was not taken up.
     let reply = message.reply.clone().unwrap_or_else(|| "".into());
-    let sent = functions
-        .worker
-        .js
-        .client()
-        .publish_with_reply_and_headers(subject, reply, headers, message.payload.clone())
-        .await;
-    match sent {
-        Ok(()) => Ok(None),
-        Err(error) => Err(TaskError::new(Code::Unavailable, format!("the call could not be passed on: {error}"))),
+    let told = client.publish_with_headers(reply, answer.headers.unwrap_or_default(), answer.payload).await;
+    if let Err(error) = told {
+        tracing::warn!(function = %defined.name, request = asked.request_id, %error, "not answered");
     }
+    Ok(true)
 }
 
 async fn post(

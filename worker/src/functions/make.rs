@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use functions::Defined;
+use functions::{CallError, Caller, Defined};
 use schemas::{Code, Instance, InstanceStatus, StartId, TaskError, TaskId, TaskKey};
 
 use super::Functions;
@@ -20,6 +20,8 @@ const LOOK_AFTER: Duration = Duration::from_millis(5);
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Between signal and kill of what is removed.
 pub const STOP_GRACE: Duration = Duration::from_secs(10);
+/// How often a record is written over the writes of the instance that is replaced.
+const TRIES: usize = 20;
 /// What is written in the first moments after a failed start still belongs to it.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
@@ -29,6 +31,32 @@ pub struct Slot {
     pub index: u32,
     /// The record's revision: it is written over only if nobody else did.
     pub revision: u64,
+    /// The start of the instance whose place it takes; that one may go on and write its own record meanwhile.
+    pub replaces: Option<StartId>,
+}
+
+impl Slot {
+    /// Writes over the slot's record, as long as it is what was there. `None`: the slot is somebody else's by now.
+    pub async fn write(
+        &self,
+        caller: &Caller,
+        next: impl Fn(Option<&Instance>) -> Instance,
+    ) -> Result<Option<u64>, CallError> {
+        let (mut revision, mut found) = (self.revision, None);
+        for _ in 0..TRIES {
+            let next = next(found.as_ref());
+            if let Some(written) = caller.put_instance(&next, revision).await? {
+                return Ok(Some(written));
+            }
+            match caller.instance(&next.function, self.index).await? {
+                (Some(same), newer) if same.start.is_some() && same.start == self.replaces && same.takes_calls() => {
+                    (revision, found) = (newer, Some(same));
+                }
+                _ => return Ok(None),
+            }
+        }
+        Ok(None)
+    }
 }
 
 /// Removes a container whose making was cut short.
@@ -61,7 +89,7 @@ impl Drop for Undo {
 pub async fn remove(runtime: &Arc<dyn Runtime>, id: &str, grace: Duration) {
     let Some(instances) = runtime.instances() else { return };
     let mut pause = Duration::from_millis(200);
-    for _ in 0..12 {
+    loop {
         match instances.destroy(id, grace).await {
             Ok(()) => return,
             Err(error) => tracing::warn!(id, %error, "an instance is not removed yet"),
@@ -69,7 +97,6 @@ pub async fn remove(runtime: &Arc<dyn Runtime>, id: &str, grace: Duration) {
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(10));
     }
-    tracing::error!(id, "an instance is left behind; the next boot of this worker removes it");
 }
 
 /// Makes the instance of a slot. `Ok(None)`: somebody else wrote the slot's record meanwhile, and all is undone.
@@ -77,6 +104,7 @@ pub async fn make(functions: &Arc<Functions>, defined: &Defined, slot: &Slot) ->
     let worker = &functions.worker;
     let runtime = functions.runtime()?;
     let start = new_start_id();
+    let _making = functions.make(&start);
     let key = log_key(defined);
     let limit = defined.function.limits.logs.unwrap_or(worker.config.log_limit);
     let (log, output) = LogSink::open(worker, &key, &start, limit, Activity::default());
@@ -137,7 +165,7 @@ pub async fn make(functions: &Arc<Functions>, defined: &Defined, slot: &Slot) ->
     let unwritten = |error: functions::CallError| {
         TaskError::new(Code::Unavailable, format!("the record of the instance was not written: {error}"))
     };
-    match functions.caller.put_instance(&record, slot.revision).await.map_err(unwritten)? {
+    match slot.write(&functions.caller, |_| record.clone()).await.map_err(unwritten)? {
         Some(revision) => {
             undo.keep();
             let seat = Seat::new(record, revision, start, address, runtime);

@@ -4,10 +4,10 @@
 //! instance; `adopt` takes up what an earlier boot left. State that must outlive us is in the buckets alone; see
 //! `docs/decisions/functions.md`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::{Message, Subscriber};
 use functions::{Caller, Defined};
@@ -42,6 +42,10 @@ const GROUP: &str = "shoal";
 const HANDED_OVER: u64 = 256;
 /// Fewer came, if none came for so long.
 const SILENCE: Duration = Duration::from_secs(1);
+/// Other workers' instances are read anew so soon after a reconnect,
+const READ_EVERY: Duration = Duration::from_secs(2);
+/// and so often in any case.
+const READ_AGAIN: Duration = Duration::from_secs(30);
 /// How often it is looked for functions that nothing is left of.
 const REAP_EVERY: Duration = Duration::from_secs(30);
 
@@ -51,6 +55,8 @@ pub struct Functions {
     caller: Caller,
     http: Http,
     known: Mutex<HashMap<FunctionName, Entry>>,
+    /// Starts that are on their way to a seat.
+    making: Mutex<HashSet<StartId>>,
     /// What must end before the worker does.
     tasks: TaskTracker,
     /// No new instances, no new calls.
@@ -71,6 +77,18 @@ struct Entry {
     was_empty: bool,
 }
 
+/// See [`Functions::make`].
+struct Making<'a> {
+    functions: &'a Functions,
+    start: StartId,
+}
+
+impl Drop for Making<'_> {
+    fn drop(&mut self) {
+        self.functions.making.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.start);
+    }
+}
+
 impl Functions {
     /// Begins: takes up what is left of an earlier boot, then wishes. Nothing where no runtime keeps instances.
     pub fn start(worker: Arc<Worker>) -> Arc<Self> {
@@ -78,6 +96,7 @@ impl Functions {
             caller: Caller::new(worker.js.clone(), worker.config.names.clone()),
             http: Http::new(),
             known: Mutex::default(),
+            making: Mutex::default(),
             tasks: TaskTracker::new(),
             leaving: CancellationToken::new(),
             over: CancellationToken::new(),
@@ -146,11 +165,24 @@ impl Functions {
         })
     }
 
+    /// A start that is on its way to a seat, until dropped: nobody takes it for left over.
+    fn make(&self, start: &StartId) -> Making<'_> {
+        self.making.lock().unwrap_or_else(PoisonError::into_inner).insert(start.clone());
+        Making { functions: self, start: start.clone() }
+    }
+
+    /// Whether this start is held here, or about to be.
+    fn has(&self, name: &FunctionName, start: &StartId) -> bool {
+        self.making.lock().unwrap_or_else(PoisonError::into_inner).contains(start) || self.held(name, start).is_some()
+    }
+
     /// The pool of a function, made and listened to if it is new.
     async fn entry(self: &Arc<Self>, defined: &Defined) -> Result<Arc<Pool>, async_nats::SubscribeError> {
-        if let Some(pool) = self.pool(&defined.name) {
-            pool.define(defined.clone());
-            return Ok(pool);
+        if let Some(entry) = self.known().get_mut(&defined.name) {
+            // Deleted, and defined again since.
+            entry.is_deleted &= defined.revision <= entry.pool.defined().revision;
+            entry.pool.define(defined.clone());
+            return Ok(entry.pool.clone());
         }
         let (client, names) = (self.worker.js.client(), &self.worker.config.names);
         let direct = client.subscribe(names.invoke_at_subject(&defined.name, &self.worker.id)).await?;
@@ -238,11 +270,14 @@ impl Functions {
         }
         // What is on its way to us is ours to answer. The client's own drain forgets it; told to end after some more, server
         // and client agree on which is the last. Where there are fewer, silence is the end.
-        if calls.unsubscribe_after(heard + HANDED_OVER).await.is_ok() {
-            while let Ok(Some(message)) = tokio::time::timeout(SILENCE, calls.next()).await {
-                spawn(message);
+        let handing_over = async {
+            if calls.unsubscribe_after(heard + HANDED_OVER).await.is_ok() {
+                while let Ok(Some(message)) = tokio::time::timeout(SILENCE, calls.next()).await {
+                    spawn(message);
+                }
             }
-        }
+        };
+        self.tasks.track_future(handing_over).await;
     }
 
     async fn hear_events(
@@ -252,13 +287,25 @@ impl Functions {
         mut events: Subscriber,
         stop: CancellationToken,
     ) {
-        match self.caller.instances(Some(&name)).await {
-            Ok(known) => {
-                known.into_iter().for_each(|known| self.hear(&pool, known.instance.index, Some(known.instance)))
-            }
-            Err(error) => tracing::debug!(%error, "other workers' instances are not known yet"),
-        }
-        while let Some(Some(event)) = stop.run_until_cancelled(events.next()).await {
+        let mut read = tokio::time::interval(READ_EVERY);
+        let (mut connects, mut read_at) = (0, None);
+        loop {
+            let event = tokio::select! {
+                () = stop.cancelled() => return,
+                event = events.next() => match event {
+                    Some(event) => event,
+                    None => return,
+                },
+                _ = read.tick() => {
+                    // What was told while we were cut off, nobody tells again.
+                    let now = self.worker.js.connects();
+                    let is_due = read_at.is_none_or(|at: Instant| at.elapsed() >= READ_AGAIN);
+                    if (now != connects || is_due) && self.read_others(&name, &pool).await {
+                        (connects, read_at) = (now, Some(Instant::now()));
+                    }
+                    continue;
+                }
+            };
             let Some(index) = event.subject.rsplit('.').next().and_then(|index| index.parse().ok()) else { continue };
             let instance = (!event.payload.is_empty()).then(|| serde_json::from_slice::<Instance>(&event.payload));
             match instance.transpose() {
@@ -266,6 +313,24 @@ impl Functions {
                 Err(error) => tracing::debug!(%error, "an instance's record of another version"),
             }
         }
+    }
+
+    /// Reads what other workers hold of a function. Whether it could be read.
+    async fn read_others(self: &Arc<Self>, name: &FunctionName, pool: &Pool) -> bool {
+        let known = match self.caller.instances(Some(name)).await {
+            Ok(known) => known,
+            Err(error) => {
+                tracing::debug!(%error, "other workers' instances are not known now");
+                return false;
+            }
+        };
+        for index in pool.elsewhere() {
+            if !known.iter().any(|known| known.instance.index == index) {
+                self.hear(pool, index, None);
+            }
+        }
+        known.into_iter().for_each(|known| self.hear(pool, known.instance.index, Some(known.instance)));
+        true
     }
 
     /// What is told of a slot, ours or another's.
@@ -301,6 +366,7 @@ impl Functions {
                 () = self.leaving.cancelled() => return,
                 _ = reap.tick() => {
                     self.reap();
+                    adopt::mend(&self).await;
                     continue;
                 }
                 event = news.next() => match event {

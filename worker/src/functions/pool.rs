@@ -216,6 +216,21 @@ impl Pool {
         Vec::new()
     }
 
+    /// Another worker is gone, whatever was told of its instances.
+    pub fn forget_worker(&self, worker: &AgentId) {
+        self.lock().others.retain(|_, instance| instance.worker != *worker);
+    }
+
+    /// The slots of other workers' instances that are known.
+    pub fn elsewhere(&self) -> Vec<u32> {
+        self.lock().others.keys().copied().collect()
+    }
+
+    /// The slots to wish for once more, as long as calls wait.
+    pub fn wish_again(&self, now: Instant) -> Vec<u32> {
+        Self::wishes(&mut self.lock(), now)
+    }
+
     /// A call comes that was passed on so often.
     pub fn admit(self: &Arc<Self>, hops: u32, now: Instant) -> Admission {
         let mut state = self.lock();

@@ -24,6 +24,8 @@ const READ_AGAIN: Duration = Duration::from_secs(30);
 const LIVED: Duration = Duration::from_secs(60);
 /// The first pause before the reconciler tries again, and the longest.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// Between two tries to write the last record of an instance.
+const SETTLE_AGAIN: Duration = Duration::from_secs(1);
 /// What drains waits for calls no longer than this beyond their own limit.
 const DRAIN_BEYOND: Duration = Duration::from_secs(1);
 
@@ -62,6 +64,14 @@ pub async fn tend(functions: Arc<Functions>, pool: Arc<Pool>, seat: Arc<Seat>) {
         functions.hush(&defined.name);
     }
     let what = format!("instance {} of `{}`", seat.index, defined.name);
+    // However long the server is away: a record of what is gone would stay as it is for good.
+    let settle = async |instead: Option<Instance>| {
+        while let Err(error) = seat.give_up(&functions.caller, instead.clone()).await {
+            tracing::warn!(what, %error, "its record is not written yet");
+            tokio::time::sleep(SETTLE_AGAIN).await;
+        }
+        Ok(())
+    };
     let drain = async {
         let longest = defined.function.request_timeout.0 + DRAIN_BEYOND;
         let _ = tokio::time::timeout(longest, seat.calm()).await;
@@ -87,13 +97,13 @@ pub async fn tend(functions: Arc<Functions>, pool: Arc<Pool>, seat: Arc<Seat>) {
             tracing::info!(what, why, "removed");
             drain.await;
             make::remove(&seat.runtime, &seat.id, STOP_GRACE).await;
-            seat.give_up(&functions.caller, None).await
+            settle(None).await
         }
         End::Unhealthy(why) => {
             let error = TaskError::new(Code::NotHealthy, format!("{what} is not well any more: {why}"));
             tracing::warn!(what, why, "not well, removed");
             make::remove(&seat.runtime, &seat.id, Duration::ZERO).await;
-            give_up(&functions, &seat, error).await
+            settle(Some(epitaph(&functions, &seat, error).await)).await
         }
         End::Exited(exit) => {
             let error = match exit {
@@ -102,7 +112,7 @@ pub async fn tend(functions: Arc<Functions>, pool: Arc<Pool>, seat: Arc<Seat>) {
             };
             tracing::warn!(what, error = error.message, "ended by itself");
             make::remove(&seat.runtime, &seat.id, Duration::ZERO).await;
-            give_up(&functions, &seat, error).await
+            settle(Some(epitaph(&functions, &seat, error).await)).await
         }
     };
     if let Err(error) = done {
@@ -112,14 +122,13 @@ pub async fn tend(functions: Arc<Functions>, pool: Arc<Pool>, seat: Arc<Seat>) {
     functions.wish(&defined, wishes);
 }
 
-/// Writes why there is no container any more.
-async fn give_up(functions: &Functions, seat: &Seat, error: TaskError) -> Result<(), functions::CallError> {
+/// The record that says why there is no container any more.
+async fn epitaph(functions: &Functions, seat: &Seat, error: TaskError) -> Instance {
     let record = seat.record().await;
     let now = functions.worker.js.now();
     let lived = record.ready_at.is_some_and(|ready| now.since(ready) > LIVED);
     let failures = if lived { 1 } else { record.failures + 1 };
-    let failed = failed(record, error.bounded(), failures, now);
-    seat.give_up(&functions.caller, Some(failed)).await
+    failed(record, error.bounded(), failures, now)
 }
 
 /// The record of a slot whose container is gone for this reason. Its start stays where it had begun.
@@ -181,9 +190,31 @@ async fn watch(functions: &Arc<Functions>, pool: &Arc<Pool>, seat: &Arc<Seat>) -
             functions.learn(&defined.name).await;
         }
         if now >= look_at {
-            // One that is halted cannot answer, and one that works may answer one at a time.
-            let doubted = bad > 0 || !seat.takes.load(Ordering::Relaxed);
-            if seat.is_paused().await || (!seat.is_calm() && !doubted) {
+            let is_closed = !seat.takes.load(Ordering::Relaxed);
+            if is_closed {
+                // Calls that are under way may be the reason why it does not answer.
+                let _ = tokio::time::timeout(defined.function.request_timeout.0, seat.calm()).await;
+            }
+            if seat.is_paused().await {
+                if !is_closed {
+                    look_at = now + defined.function.health.interval.0;
+                    continue;
+                }
+                // No call will wake it any more.
+                match seat.wake().await {
+                    Ok(_) => functions.tell_awake(seat),
+                    Err(error) => {
+                        bad += 1;
+                        if bad >= BAD_LOOKS {
+                            return End::Unhealthy(format!("it is paused and does not go on: {error}"));
+                        }
+                        look_at = Instant::now() + DOUBT_AGAIN;
+                        continue;
+                    }
+                }
+            }
+            // One that works may answer one at a time.
+            if !is_closed && !seat.is_calm() {
                 look_at = now + defined.function.health.interval.0;
                 continue;
             }
@@ -194,6 +225,8 @@ async fn watch(functions: &Arc<Functions>, pool: &Arc<Pool>, seat: &Arc<Seat>) -
                     look_at = Instant::now() + defined.function.health.interval.0;
                 }
                 Err(why) => {
+                    // Nothing more goes there until it is well.
+                    pool.close(seat);
                     bad += 1;
                     if bad >= BAD_LOOKS {
                         return End::Unhealthy(why);

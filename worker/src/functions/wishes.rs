@@ -29,15 +29,17 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Pulls and fulfils until the worker leaves.
 pub async fn run(functions: Arc<Functions>) {
     let leaving = functions.leaving.clone();
+    let mut adopted = false;
     loop {
         let begun = leaving.run_until_cancelled(begin(&functions)).await;
         match begun {
             None => return,
             Some(Ok(pools)) => {
                 // Before any wish: what is found then is of an earlier boot.
-                if leaving.run_until_cancelled(adopt::adopt(&functions)).await.is_none() {
+                if !adopted && leaving.run_until_cancelled(adopt::adopt(&functions)).await.is_none() {
                     return;
                 }
+                adopted = true;
                 match pull(&functions, pools).await {
                     Ok(()) => return,
                     Err(error) => tracing::warn!(%error, "wishes for instances are pulled anew"),
@@ -100,11 +102,11 @@ async fn pull(functions: &Arc<Functions>, pools: Vec<Served>) -> Result<(), ApiE
             pulls.forget_all();
         }
         // An engine that is down makes nothing; others may.
-        let has_room =
-            making < AT_ONCE && functions.count() < worker.config.most_instances && functions.runtime().is_ok();
+        let is_able = making < AT_ONCE && functions.runtime().is_ok();
         for pool in 0..pools.len() {
             let owed: usize = (0..pools.len()).map(|pool| pulls.credits(pool)).sum();
-            if has_room && pulls.credits(pool) == 0 && owed + making < AT_ONCE {
+            let has_room = functions.count() + making + owed < worker.config.most_instances;
+            if is_able && has_room && pulls.credits(pool) == 0 {
                 pulls.ask(pool, 1, true).await;
             }
         }
@@ -223,11 +225,12 @@ async fn look(functions: &Arc<Functions>, delivery: &Delivery) -> Verdict {
             Found::Nothing => {}
         }
     }
-    match make::make(functions, &defined, &Slot { index, revision }).await {
+    let slot = Slot { index, revision, replaces: record.as_ref().and_then(|record| record.start.clone()) };
+    match make::make(functions, &defined, &slot).await {
         Ok(_) => Verdict::Done,
         Err(error) => {
             tracing::warn!(function = %name, index, code = %error.code, message = error.message, "no instance was made");
-            not_made(functions, &defined, index, record, revision, error).await;
+            not_made(functions, &defined, &slot, record, error).await;
             Verdict::Done
         }
     }
@@ -269,36 +272,32 @@ async fn standing(
         // Ours, and not here: it was an earlier boot's.
         return Found::Nothing;
     }
-    match functions.caller.answers(record).await {
-        Ok(true) => {}
-        Ok(false) => return Found::Nothing,
+    let owner = defined.function.owner.clone();
+    match functions.caller.clone().owned_by(owner).holds(record).await {
+        Ok(Some(true)) => {}
+        // Its worker is gone, or has nothing of it.
+        Ok(Some(false)) => return Found::Nothing,
+        Ok(None) => return Found::Doubted,
         Err(error) => {
             tracing::debug!(%error, "whether its holder is there is not known; it is left as it is");
             return Found::Doubted;
         }
     }
     if request.gone.is_some() && request.gone == record.start {
-        // Doubted, and its holder is there. The holder reads it and goes on from there.
+        // Doubted, and its holder has it: written again, it is believed.
         let _ = functions.caller.put_instance(record, revision).await;
     }
     Found::Good
 }
 
 /// Tells why a slot has no instance, or no newer one.
-async fn not_made(
-    functions: &Functions,
-    defined: &Defined,
-    index: u32,
-    record: Option<Instance>,
-    revision: u64,
-    error: TaskError,
-) {
+async fn not_made(functions: &Functions, defined: &Defined, slot: &Slot, record: Option<Instance>, error: TaskError) {
     let worker = &functions.worker;
     let now = worker.js.now();
     let failures = record.as_ref().map_or(0, |record| record.failures) + 1;
     let nothing = Instance {
         function: defined.name.clone(),
-        index,
+        index: slot.index,
         status: InstanceStatus::Failed,
         id: None,
         name: None,
@@ -321,12 +320,16 @@ async fn not_made(
     };
     let told = failed(nothing, error.bounded(), failures, now);
     // One of an older definition that still serves stays as it is; it only says why it is not replaced.
-    let told = match record.filter(Instance::takes_calls).filter(|record| record.spec != told.spec) {
-        Some(serving) => Instance { error: told.error, failures: told.failures, retry_at: told.retry_at, ..serving },
-        None => told,
+    let write = |newer: Option<&Instance>| match newer.or(record.as_ref()) {
+        Some(serving) if serving.takes_calls() && serving.spec != told.spec => {
+            Instance { error: told.error.clone(), failures: told.failures, retry_at: told.retry_at, ..serving.clone() }
+        }
+        _ => told.clone(),
     };
-    match functions.caller.put_instance(&told, revision).await {
+    match slot.write(&functions.caller, write).await {
         Ok(_) => {}
-        Err(error) => tracing::warn!(function = %defined.name, index, %error, "that it failed is not written"),
+        Err(error) => {
+            tracing::warn!(function = %defined.name, index = slot.index, %error, "that it failed is not written")
+        }
     }
 }
