@@ -160,3 +160,41 @@ async fn a_deleted_function_takes_its_instances_with_it() {
     world.no_container(&name).await;
     assert_eq!(code(world.call(&name, json!({})).await), Code::NotFound);
 }
+
+#[tokio::test]
+async fn a_function_that_is_deleted_and_defined_again_lives() {
+    let Some(world) = World::start().await else { return };
+    let _worker = world.worker("w").await;
+    let name = world.define("twice", json!({})).await;
+    world.caller.ensure(&name, Some(PATIENCE)).await.expect("made");
+    assert!(world.caller.delete(&name).await.expect("deleted"));
+    world.records_where(&name, "no record", <[_]>::is_empty).await;
+    world.define("twice", json!({})).await;
+    for call in 1..=20 {
+        assert_eq!(world.answer(&name, json!({"do": "count"})).await["count"], call, "one instance, all the while");
+    }
+}
+
+#[tokio::test]
+async fn a_busy_function_rolls_however_long_its_start_takes() {
+    let Some(world) = World::start().await else { return };
+    let _dispatcher = world.fleet.dispatcher(&[]).await;
+    let _worker = world.worker("w").await;
+    // Its use is written every second, and a start takes three.
+    let definition = |colour: &str| json!({"concurrency": 4, "idle_timeout": "10s", "env": {"COLOUR": colour, "SLOW_START_MS": "3000"}});
+    let name = world.define("slow-roll", definition("blue")).await;
+    let before = world.caller.ensure(&name, Some(PATIENCE)).await.expect("made").instance;
+    let stop = tokio_util::sync::CancellationToken::new();
+    let calling = async {
+        while !stop.is_cancelled() {
+            assert_eq!(world.answer(&name, json!({"on": true})).await, json!({"on": true}));
+        }
+    };
+    let changing = async {
+        world.define("slow-roll", definition("green")).await;
+        let is_new = |all: &[schemas::Instance]| all.len() == 1 && all[0].takes_calls() && all[0].spec != before.spec;
+        world.records_where(&name, "the new one", is_new).await;
+        stop.cancel();
+    };
+    tokio::join!(calling, changing);
+}
