@@ -134,10 +134,4 @@ impl Caller {
         let found = self.instances(None).await?.into_iter().map(|known| known.instance);
         Ok(found.into_iter().find(|instance| is_called(instance, id)))
     }
-
-    /// The records of one function's instances that take calls.
-    pub async fn warm_instances(&self, name: &FunctionName) -> Result<Vec<Instance>, CallError> {
-        let found = self.instances(Some(name)).await?.into_iter().map(|known| known.instance);
-        Ok(found.filter(Instance::takes_calls).collect())
-    }
 }

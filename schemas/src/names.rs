@@ -328,13 +328,6 @@ impl Names {
         format!("$KV.{}.{}.*", self.instances_bucket(), function.map_or("*", FunctionName::as_str))
     }
 
-    /// Function and index of an instance's record.
-    pub fn instance_tokens<'a>(&self, subject: &'a str) -> Option<(&'a str, u32)> {
-        let key = subject.strip_prefix("$KV.")?.strip_prefix(self.prefix.as_str())?.strip_prefix("_instances.")?;
-        let (function, index) = key.split_once('.')?;
-        Some((function, index.parse().ok()?))
-    }
-
     /// Work queue of wishes for instances, one message per subject.
     pub fn ensure_stream(&self) -> String {
         self.stream("ENSURE")
