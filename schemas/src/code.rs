@@ -133,6 +133,48 @@ codes! {
     FunctionFailed = "function_failed", retryable: true;
     /// Calls of this function failed too often for the platform's reasons; none is sent for a while.
     CircuitOpen = "circuit_open", retryable: true;
+    /// The context of an agent job is not usable: a playbook, a variable, a skill, a setting that is not there.
+    ContextInvalid = "context_invalid", retryable: false;
+    /// No workspace could be made: no disk, a mirror that is broken, no free slot.
+    WorkspaceFailed = "workspace_failed", retryable: true;
+    /// The worker's settings do not allow this repository, or the remote has none of this name.
+    RepositoryNotFound = "repository_not_found", retryable: false;
+    /// The remote cannot be reached, or broke off.
+    RepositoryUnreachable = "repository_unreachable", retryable: true;
+    /// The remote does not take the worker's credentials.
+    GitLoginRefused = "git_login_refused", retryable: false;
+    /// The repository has no such base branch.
+    BaseNotFound = "base_not_found", retryable: false;
+    /// The work does not fit onto what the base has become.
+    RebaseConflict = "rebase_conflict", retryable: true;
+    /// The model's endpoint cannot be reached, is overloaded or broke off, again and again.
+    ModelUnavailable = "model_unavailable", retryable: true;
+    /// The model's endpoint does not take the worker's key, or knows no such model.
+    ModelRejected = "model_rejected", retryable: false;
+    /// The model declined to do it.
+    ModelRefused = "model_refused", retryable: false;
+    /// The model's answers were empty or could not be read, again and again.
+    ModelMalformed = "model_malformed", retryable: true;
+    /// The implementer did the same again and again.
+    ImplementerStuck = "implementer_stuck", retryable: true;
+    /// The implementer ended with an error.
+    ImplementationFailed = "implementation_failed", retryable: true;
+    /// The implementer ended, and nothing was changed.
+    NothingChanged = "nothing_changed", retryable: true;
+    /// A step of the playbook failed.
+    StepFailed = "step_failed", retryable: true;
+    /// The tests failed; nothing was pushed.
+    TestsFailed = "tests_failed", retryable: true;
+    /// The change may not leave the worker: a secret in it, a file too large, a path that is not its own.
+    ChangeRefused = "change_refused", retryable: false;
+    /// The remote refuses the branch: protected, a hook of its own, or moved by somebody else.
+    PushRefused = "push_refused", retryable: false;
+    /// The branch could not be pushed, for a reason that may pass.
+    PushFailed = "push_failed", retryable: true;
+    /// The change or its transcript could not be stored.
+    ArtifactFailed = "artifact_failed", retryable: true;
+    /// The job has used up its turns, tokens, money or time.
+    BudgetExceeded = "budget_exceeded", retryable: false;
     /// The runtime has no such ability.
     Unimplemented = "unimplemented", retryable: false;
     /// Something went wrong inside Shoal; the message says what.

@@ -4,6 +4,7 @@
 //! which names every unknown field and the nearest known one.
 
 pub mod agent;
+pub mod agent_job;
 pub mod cancel;
 pub mod code;
 pub mod containers;
@@ -18,6 +19,7 @@ pub mod loss;
 pub mod names;
 pub mod newer;
 pub mod order;
+pub mod playbook;
 pub mod quantity;
 pub mod queue;
 pub mod record;
@@ -26,8 +28,10 @@ pub mod stores;
 pub mod strict;
 pub mod task;
 pub mod time;
+pub mod transcript;
 
 pub use agent::{AgentKind, AgentRecord, AgentStatus};
+pub use agent_job::AgentJob;
 pub use code::Code;
 pub use dead_letter::DeadLetter;
 pub use doctor::DoctorReport;
@@ -37,7 +41,8 @@ pub use ids::{AgentId, FunctionName, InvalidId, QueueName, StartId, TaskId, Task
 pub use names::{Names, Prefix};
 pub use newer::{More, Word};
 pub use order::Order;
-pub use quantity::{Bytes, Cpu, Limit};
+pub use playbook::Playbook;
+pub use quantity::{Bytes, Cpu, Decimal, Limit};
 pub use queue::QueueSettings;
 pub use record::{Attempt, Outcome, State, TaskError, TaskRecord};
 pub use task::{Task, Workload};

@@ -238,6 +238,51 @@ impl Names {
         format!("{}/{}/{start}/{path}", key.queue, key.id)
     }
 
+    /// KV bucket of the workspaces of agent jobs and who has them.
+    pub fn slots_bucket(&self) -> String {
+        self.bucket("slots")
+    }
+
+    /// Subject of one workspace's lease in that bucket.
+    pub fn slot_subject(&self, agent: &AgentId, slot: u32) -> String {
+        format!("$KV.{}.{agent}.{slot}", self.slots_bucket())
+    }
+
+    /// KV bucket of named playbooks.
+    pub fn playbooks_bucket(&self) -> String {
+        self.bucket("playbooks")
+    }
+
+    /// Subject of one named playbook in that bucket.
+    pub fn playbook_subject(&self, name: &str) -> String {
+        format!("$KV.{}.{name}", self.playbooks_bucket())
+    }
+
+    /// Stream of what running agents say and are told.
+    pub fn talk_stream(&self) -> String {
+        self.stream("AGENTS")
+    }
+
+    /// Everything in it.
+    pub fn talk_subjects(&self) -> [String; 2] {
+        [self.talk_in_subject("*"), self.talk_out_subject("*")]
+    }
+
+    /// What the agent `id` is told. Of a job, its task's id.
+    pub fn talk_in_subject(&self, id: &str) -> String {
+        format!("{}.agents.{id}.in", self.prefix)
+    }
+
+    /// What the agent `id` says.
+    pub fn talk_out_subject(&self, id: &str) -> String {
+        format!("{}.agents.{id}.out", self.prefix)
+    }
+
+    /// Object store of what is kept longer than other artifacts: `days` is 14 or 30.
+    pub fn kept_bucket(&self, days: u32) -> String {
+        self.bucket(&format!("artifacts_{days}d"))
+    }
+
     /// Stream of dead letters.
     pub fn dead_stream(&self) -> String {
         self.stream("DEAD")

@@ -63,6 +63,66 @@ impl fmt::Display for Bytes {
     }
 }
 
+/// A number of at least 0 with up to six decimals, exactly; on the wire as `"1.50"`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "String", into = "String")]
+#[schemars(with = "String", extend("pattern" = r"^[0-9]+(\.[0-9]{1,6})?$"))]
+pub struct Decimal(u64);
+
+impl Decimal {
+    /// From millionths.
+    pub const fn from_micros(micros: u64) -> Self {
+        Self(micros)
+    }
+
+    /// In millionths.
+    pub const fn micros(self) -> u64 {
+        self.0
+    }
+}
+
+impl FromStr for Decimal {
+    type Err = InvalidQuantity;
+    fn from_str(value: &str) -> Result<Self, InvalidQuantity> {
+        let invalid = || InvalidQuantity {
+            value: value.chars().take(64).collect(),
+            what: "a number: write it as `2` or `1.50`, with at most six decimals",
+        };
+        let (whole, part) = value.split_once('.').unwrap_or((value, "0"));
+        let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        if !digits(whole) || !digits(part) || part.len() > 6 {
+            return Err(invalid());
+        }
+        let scale = 10_u64.pow(6 - part.len() as u32);
+        let part = part.parse::<u64>().map_err(|_| invalid())? * scale;
+        let whole = whole.parse::<u64>().ok().and_then(|whole| whole.checked_mul(1_000_000));
+        whole.and_then(|whole| whole.checked_add(part)).map(Self).ok_or_else(invalid)
+    }
+}
+
+impl fmt::Display for Decimal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (whole, part) = (self.0 / 1_000_000, self.0 % 1_000_000);
+        match part {
+            0 => write!(f, "{whole}"),
+            part => write!(f, "{whole}.{}", format!("{part:06}").trim_end_matches('0')),
+        }
+    }
+}
+
+impl TryFrom<String> for Decimal {
+    type Error = InvalidQuantity;
+    fn try_from(value: String) -> Result<Self, InvalidQuantity> {
+        value.parse()
+    }
+}
+
+impl From<Decimal> for String {
+    fn from(value: Decimal) -> Self {
+        value.to_string()
+    }
+}
+
 /// CPU time per time, in thousandths of a core; on the wire as `"500m"` or `"2"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]

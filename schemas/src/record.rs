@@ -12,6 +12,7 @@ use crate::ids::{AgentId, QueueName, StartId, TaskId, TaskKey};
 use crate::newer::{More, Word};
 use crate::task::Task;
 use crate::time::Timestamp;
+use crate::transcript::AgentReport;
 
 /// Largest task kept inside its record.
 pub const TASK_KEPT_BYTES: usize = 16 << 10;
@@ -203,6 +204,9 @@ pub struct Attempt {
     /// What it used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
+    /// What an agent job did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<Box<AgentReport>>,
     /// Fields of a newer version.
     #[serde(flatten)]
     #[schemars(skip)]
@@ -224,6 +228,7 @@ impl Attempt {
             error: None,
             phases: Phases::default(),
             usage: None,
+            agent: None,
             more: More::default(),
         }
     }
@@ -419,6 +424,9 @@ pub struct Artifact {
     pub bytes: u64,
     /// `SHA-256=<base64url>`, as the object store keeps it.
     pub digest: String,
+    /// The bucket that has it, where it is another one than `shoal_artifacts`, for how long it is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bucket: Option<String>,
     /// Fields of a newer version.
     #[serde(flatten)]
     #[schemars(skip)]
@@ -448,6 +456,7 @@ mod tests {
             error: None,
             phases: Phases { started: Some(now), ..Phases::default() },
             usage: None,
+            agent: None,
             more: More::default(),
         });
         let json = serde_json::to_string(&record).unwrap();

@@ -85,6 +85,14 @@ pub const MAX_WAITING: u32 = 16_384;
 pub const MAX_ACK_PENDING: u32 = 100_000;
 /// A wish for an instance that nobody has taken is forgotten after this; whoever still wants it wishes again.
 pub const ENSURE_KEPT: Duration = Duration::from_secs(600);
+/// Results of tests stay for so long.
+pub const TESTS_KEPT: Duration = Duration::from_secs(14 * 86_400);
+/// Diffs and transcripts of agent jobs stay for so long.
+pub const CHANGES_KEPT: Duration = Duration::from_secs(30 * 86_400);
+/// What agents say and are told stays as long as logs do by default.
+pub const TALK_KEPT: Duration = Duration::from_secs(3 * 86_400);
+/// A workspace's lease that nobody renews is forgotten after this.
+pub const LEASES_KEPT: Duration = Duration::from_secs(600);
 /// The agents' registry forgets after a day.
 pub const AGENTS_KEPT: Duration = Duration::from_secs(86_400);
 
@@ -189,7 +197,16 @@ impl Names {
             deny_delete: true,
             ..plain(format!("KV_{bucket}"), description, vec![format!("$KV.{bucket}.>")])
         };
-        let artifacts = self.artifacts_bucket();
+        let objects = |bucket: String, description, kept| StreamSpec {
+            discard: "new",
+            allow_rollup_hdrs: true,
+            max_age: nanos(kept),
+            ..plain(
+                format!("OBJ_{bucket}"),
+                description,
+                vec![format!("$O.{bucket}.C.>"), format!("$O.{bucket}.M.>")],
+            )
+        };
         vec![
             StreamSpec {
                 retention: "workqueue",
@@ -223,15 +240,19 @@ impl Names {
                 max_age: nanos(settings.dead_kept.0),
                 ..plain(self.dead_stream(), "Shoal: dead letters", vec![self.dead_subjects()])
             },
+            objects(self.artifacts_bucket(), "Shoal: artifacts and large results", settings.artifacts_kept.0),
+            objects(self.kept_bucket(14), "Shoal: artifacts kept for 14 days", TESTS_KEPT),
+            objects(self.kept_bucket(30), "Shoal: artifacts kept for 30 days", CHANGES_KEPT),
             StreamSpec {
-                discard: "new",
-                allow_rollup_hdrs: true,
-                max_age: nanos(settings.artifacts_kept.0),
-                ..plain(
-                    format!("OBJ_{artifacts}"),
-                    "Shoal: artifacts and large results",
-                    vec![format!("$O.{artifacts}.C.>"), format!("$O.{artifacts}.M.>")],
-                )
+                allow_msg_ttl: true,
+                max_age: nanos(LEASES_KEPT),
+                ..bucket(self.slots_bucket(), "Shoal: workspaces of agent jobs")
+            },
+            bucket(self.playbooks_bucket(), "Shoal: named playbooks"),
+            StreamSpec {
+                max_age: nanos(TALK_KEPT),
+                max_bytes: i64::try_from(settings.logs_bytes.0).unwrap_or(-1),
+                ..plain(self.talk_stream(), "Shoal: what agents say and are told", self.talk_subjects().into())
             },
         ]
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::agent_job::AgentJob;
 use crate::code::Code;
 use crate::ids::FunctionName;
 use crate::newer::More;
@@ -62,6 +63,8 @@ pub enum Workload {
     Container(Container),
     /// One call of a function.
     Invoke(Invoke),
+    /// A coding agent on a git repository.
+    Agent(Box<AgentJob>),
 }
 
 impl Workload {
@@ -72,6 +75,7 @@ impl Workload {
             Self::Process(_) => "process",
             Self::Container(_) => "container",
             Self::Invoke(_) => "invoke",
+            Self::Agent(_) => "agent",
         }
     }
 }
@@ -493,6 +497,10 @@ impl Task {
             }
             Workload::Invoke(invoke) => {
                 invoke.check()?;
+                (None, None)
+            }
+            Workload::Agent(job) => {
+                job.check()?;
                 (None, None)
             }
         };

@@ -368,6 +368,7 @@ mod tests {
             start: StartId::new(start).unwrap(),
             bytes: 1,
             digest: "SHA-256=".into(),
+            bucket: None,
             more: Default::default(),
         }
     }

@@ -149,6 +149,7 @@ pub async fn gather(worker: &Worker, work: &Work, folder: &Path, warnings: &mut 
                 start: work.start.clone(),
                 bytes: object.bytes,
                 digest: object.digest,
+                bucket: None,
                 more: More::default(),
             }),
             Err(error) => warnings.push(format!("artifact `{path}` not kept: {error}")),

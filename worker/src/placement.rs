@@ -28,6 +28,7 @@ pub fn runtime<'a>(worker: &'a Worker, workload: &Workload) -> Result<&'a Arc<dy
         Workload::Call(_) | Workload::Invoke(_) => &["call"],
         Workload::Process(_) => &["process"],
         Workload::Container(_) => &CONTAINER_RUNTIMES,
+        Workload::Agent(_) => &["agent"],
     };
     let mut down = None;
     for runtime in names.iter().filter_map(|name| worker.runtimes.get(name)) {

@@ -693,6 +693,27 @@ fn remedy(code: Code, key: &TaskKey) -> String {
         Code::NoHandler => format!("start a program that answers for its handler, {again}"),
         Code::ResultTooLarge => format!("let it leave an artifact instead, {again}"),
         Code::LostTooOften => format!("see whether it kills its workers: shoal get {key}; {again}"),
+        Code::ContextInvalid | Code::BaseNotFound => format!("correct the job, {again}"),
+        Code::RepositoryNotFound | Code::GitLoginRefused | Code::RepositoryUnreachable => {
+            format!("check the remote, and what its workers are given for it (docs/agent-jobs.md), {again}")
+        }
+        Code::ModelUnavailable | Code::ModelRejected => {
+            format!("check the model's endpoint, its key and its name on the workers, {again}")
+        }
+        Code::ModelRefused
+        | Code::ModelMalformed
+        | Code::ImplementerStuck
+        | Code::ImplementationFailed
+        | Code::NothingChanged
+        | Code::StepFailed
+        | Code::TestsFailed => {
+            format!("see what it did: shoal agent transcript {key}; what it wrote is kept and gone on from, {again}")
+        }
+        Code::ChangeRefused | Code::RebaseConflict | Code::PushRefused | Code::PushFailed => {
+            format!("see the change: shoal agent diff {key}; {again}")
+        }
+        Code::BudgetExceeded => format!("give it a larger `budget`; it goes on from where it stood, {again}"),
+        Code::WorkspaceFailed | Code::ArtifactFailed => format!("look at disk and stores of its worker, {again}"),
         Code::WorkerLost | Code::MessageLost => format!("see how far it came: shoal logs {key}; {again}"),
         Code::NoWorkFolder
         | Code::Internal

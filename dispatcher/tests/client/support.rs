@@ -227,6 +227,7 @@ impl Hand<'_> {
             error: None,
             phases: schemas::record::Phases { started: Some(Timestamp::now()), ..Default::default() },
             usage: None,
+            agent: None,
             more: Default::default(),
         });
         record.retry_at = (state == State::Retrying).then(|| Timestamp::now().plus(Duration::from_secs(60)));

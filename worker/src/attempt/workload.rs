@@ -80,7 +80,7 @@ pub async fn run(worker: &Worker, work: Work, stop: watch::Receiver<Option<Durat
     match &work.task.workload {
         Workload::Call(_) => call(worker, &work, stop).await,
         Workload::Invoke(asked) => Box::pin(invoke::run(worker, &work, asked, stop)).await,
-        workload @ (Workload::Process(_) | Workload::Container(_)) => match placement::runtime(worker, workload) {
+        workload @ (Workload::Process(_) | Workload::Container(_) | Workload::Agent(_)) => match placement::runtime(worker, workload) {
             // Boxed, here and below, so that a call's future stays small: it is moved and allocated once a task.
             Ok(runtime) => Box::pin(in_runtime(worker, runtime.clone(), work, stop)).await,
             // It could when the task was admitted.
@@ -365,7 +365,7 @@ fn environment(work: &Work, surroundings: Surroundings) -> BTreeMap<String, Stri
     match &work.task.workload {
         Workload::Process(process) => env.extend(process.env.clone()),
         Workload::Container(container) => env.extend(container.env.clone()),
-        Workload::Call(_) | Workload::Invoke(_) => {}
+        Workload::Call(_) | Workload::Invoke(_) | Workload::Agent(_) => {}
     }
     // Ours come last: a job may rely on them.
     let own = [
@@ -384,7 +384,9 @@ fn environment(work: &Work, surroundings: Surroundings) -> BTreeMap<String, Stri
 fn bounds(task: &Task, worker: &Worker) -> Bounds {
     let defaults = match &task.workload {
         Workload::Container(_) => worker.config.containers.limits,
-        Workload::Process(_) | Workload::Call(_) | Workload::Invoke(_) => worker.config.process_limits,
+        Workload::Process(_) | Workload::Call(_) | Workload::Invoke(_) | Workload::Agent(_) => {
+            worker.config.process_limits
+        }
     };
     Bounds {
         cpu: task.limits.cpu.unwrap_or(defaults.cpu),
