@@ -20,6 +20,7 @@ pub mod line;
 pub mod model;
 pub mod playbook;
 pub mod prompt;
+pub mod retry;
 pub mod secret;
 pub mod shell;
 pub mod testing;
