@@ -53,13 +53,7 @@ impl Command {
 
     /// A program in the workspace's root, with 64 KiB of output kept of each stream.
     pub fn new(argv: impl IntoIterator<Item = String>, timeout: Duration) -> Self {
-        Self {
-            argv: argv.into_iter().collect(),
-            env: BTreeMap::new(),
-            folder: PathBuf::new(),
-            timeout,
-            keep: 64 << 10,
-        }
+        Self { argv: argv.into_iter().collect(), env: BTreeMap::new(), folder: PathBuf::new(), timeout, keep: 64 << 10 }
     }
 }
 
@@ -93,7 +87,9 @@ impl Ran {
     /// How it ended, for people: `exit code 1`, `timed out after 5s`, `signal 9 (out of memory)`.
     pub fn how(&self) -> String {
         match (self.timed_out, self.oom, self.exit_code, self.signal) {
-            (true, ..) => format!("timed out after {}", schemas::HumanDuration(Duration::from_secs(self.wall.as_secs()))),
+            (true, ..) => {
+                format!("timed out after {}", schemas::HumanDuration(Duration::from_secs(self.wall.as_secs())))
+            }
             (_, true, ..) => "killed for using more memory than its limit".to_owned(),
             (.., Some(code), _) => format!("exit code {code}"),
             (.., Some(signal)) => format!("signal {signal}"),

@@ -458,8 +458,21 @@ mod tests {
             check_repository(good).unwrap();
         }
         for bad in [
-            "", "-u", "a b", "ext::sh", "fd::3", "a", "./a", "../a", "https://", "https://u:p@host/a", "https://t@host/a",
-            "ssh://u:p@host/a", "ssh://-oProxyCommand=x/a", "ftp://host/a", "file://host/a",
+            "",
+            "-u",
+            "a b",
+            "ext::sh",
+            "fd::3",
+            "a",
+            "./a",
+            "../a",
+            "https://",
+            "https://u:p@host/a",
+            "https://t@host/a",
+            "ssh://u:p@host/a",
+            "ssh://-oProxyCommand=x/a",
+            "ftp://host/a",
+            "file://host/a",
         ] {
             let error = check_repository(bad).expect_err(bad);
             assert!(!error.to_string().contains("u:p"), "{error}");
@@ -471,9 +484,10 @@ mod tests {
         for good in ["main", "feature/a", "release-1.2", "a/b/c"] {
             assert!(is_branch_name(good), "{good}");
         }
-        for bad in
-            ["", "-f", "a..b", "a//b", "/a", "a/", "a.", ".a", "a/.b", "a.lock", "a b", "a~1", "a^", "a:b", "@", "a@{1}", "HEAD"]
-        {
+        for bad in [
+            "", "-f", "a..b", "a//b", "/a", "a/", "a.", ".a", "a/.b", "a.lock", "a b", "a~1", "a^", "a:b", "@",
+            "a@{1}", "HEAD",
+        ] {
             assert!(!is_branch_name(bad), "{bad}");
         }
     }

@@ -201,11 +201,7 @@ impl Names {
             discard: "new",
             allow_rollup_hdrs: true,
             max_age: nanos(kept),
-            ..plain(
-                format!("OBJ_{bucket}"),
-                description,
-                vec![format!("$O.{bucket}.C.>"), format!("$O.{bucket}.M.>")],
-            )
+            ..plain(format!("OBJ_{bucket}"), description, vec![format!("$O.{bucket}.C.>"), format!("$O.{bucket}.M.>")])
         };
         vec![
             StreamSpec {

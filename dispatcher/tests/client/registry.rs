@@ -97,8 +97,14 @@ async fn results_and_artifacts_are_read_with_their_digests() {
         digest: digest.clone(),
         more: Default::default(),
     }));
-    let artifact =
-        Artifact { path: "out/a.bin".into(), start, bytes: bytes.len() as u64, digest, bucket: None, more: Default::default() };
+    let artifact = Artifact {
+        path: "out/a.bin".into(),
+        start,
+        bytes: bytes.len() as u64,
+        digest,
+        bucket: None,
+        more: Default::default(),
+    };
     record.artifacts.push(artifact);
     assert_eq!(client.result(&record).await.unwrap().unwrap(), bytes);
     let mut out = Vec::new();

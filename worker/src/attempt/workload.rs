@@ -80,12 +80,14 @@ pub async fn run(worker: &Worker, work: Work, stop: watch::Receiver<Option<Durat
     match &work.task.workload {
         Workload::Call(_) => call(worker, &work, stop).await,
         Workload::Invoke(asked) => Box::pin(invoke::run(worker, &work, asked, stop)).await,
-        workload @ (Workload::Process(_) | Workload::Container(_) | Workload::Agent(_)) => match placement::runtime(worker, workload) {
-            // Boxed, here and below, so that a call's future stays small: it is moved and allocated once a task.
-            Ok(runtime) => Box::pin(in_runtime(worker, runtime.clone(), work, stop)).await,
-            // It could when the task was admitted.
-            Err(hindrance) => Done::new(End::Stopped(Why::Unstarted(hindrance))),
-        },
+        workload @ (Workload::Process(_) | Workload::Container(_) | Workload::Agent(_)) => {
+            match placement::runtime(worker, workload) {
+                // Boxed, here and below, so that a call's future stays small: it is moved and allocated once a task.
+                Ok(runtime) => Box::pin(in_runtime(worker, runtime.clone(), work, stop)).await,
+                // It could when the task was admitted.
+                Err(hindrance) => Done::new(End::Stopped(Why::Unstarted(hindrance))),
+            }
+        }
     }
 }
 
