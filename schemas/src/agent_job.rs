@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::ids::TaskId;
+use crate::ids::{AgentId, StartId, TaskId};
+use crate::newer::More;
 use crate::playbook::Playbook;
 use crate::quantity::Decimal;
 use crate::strict::InvalidTask;
 use crate::task::check_env;
-use crate::time::HumanDuration;
+use crate::time::{HumanDuration, Timestamp};
 
 /// Longest title: it is the subject line of the commit.
 pub const TITLE_BYTES: usize = 200;
@@ -249,6 +250,27 @@ impl KeepWork {
     fn is_default(&self) -> bool {
         *self == Self::default()
     }
+}
+
+/// Who has a workspace: `shoal_slots/<worker>.<slot>`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SlotLease {
+    /// The task, as `<queue>.<id>`.
+    pub task: String,
+    /// Which start of it.
+    pub start: StartId,
+    /// The worker on whose disk it is.
+    pub worker: AgentId,
+    /// Which boot of that worker.
+    pub instance: String,
+    /// The repository that is checked out.
+    pub repository: String,
+    /// Since when.
+    pub since: Timestamp,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub more: More,
 }
 
 impl AgentJob {

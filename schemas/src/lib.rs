@@ -7,6 +7,7 @@ pub mod agent;
 pub mod agent_job;
 pub mod cancel;
 pub mod code;
+pub mod condition;
 pub mod containers;
 pub mod dead_letter;
 pub mod doctor;

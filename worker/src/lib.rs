@@ -3,6 +3,7 @@
 //! `intake` pulls into free slots, `attempt` runs one delivery to its settlement, `runtime` runs workloads, `nats` is
 //! the only place that speaks to the server.
 
+pub mod agent;
 pub mod attempt;
 pub mod census;
 mod clock;

@@ -119,7 +119,38 @@ impl Notes {
     }
 }
 
+/// Takes output of a workload that is made of several, in whatever order it comes. Cheap to clone; the log is complete
+/// only once every clone is gone.
+#[derive(Clone)]
+pub struct LogWriter {
+    to: mpsc::Sender<Piece>,
+    activity: Activity,
+    largest: usize,
+}
+
+impl LogWriter {
+    /// Writes some of it. Waits while the log is behind. Counts as a sign of life of the attempt.
+    pub async fn write(&self, source: LogSource, mut bytes: Bytes) {
+        while !bytes.is_empty() {
+            self.activity.touch();
+            let part = bytes.split_to(bytes.len().min(self.largest));
+            // Closed only when nobody stores any more.
+            let _ = self.to.send((source, part)).await;
+        }
+    }
+
+    /// For what Shoal says beside it.
+    pub fn notes(&self) -> Notes {
+        Notes { to: Some(self.to.clone()), activity: self.activity.clone() }
+    }
+}
+
 impl Output {
+    /// For a workload that is made of several.
+    pub fn writer(self) -> LogWriter {
+        LogWriter { to: self.to, activity: self.activity, largest: self.largest }
+    }
+
     /// For what Shoal says beside the workload.
     pub fn notes(&self) -> Notes {
         Notes { to: Some(self.to.clone()), activity: self.activity.clone() }

@@ -40,20 +40,21 @@ pub(crate) enum UploadError {
     File(#[from] std::io::Error),
 }
 
-async fn store(worker: &Worker) -> Result<ObjectStore, UploadError> {
-    let bucket = worker.config.names.artifacts_bucket();
+/// One of the fleet's object stores.
+pub(crate) async fn store(worker: &Worker, bucket: &str) -> Result<ObjectStore, UploadError> {
     let context = async_nats::jetstream::new(worker.js.client().clone());
     context.get_object_store(bucket).await.map_err(|error| UploadError::Store(error.to_string()))
 }
 
-/// Puts one object. A failure takes back what it stored, as far as the store does.
+/// Puts one object into `bucket`. A failure takes back what it stored, as far as the store does.
 pub(crate) async fn put(
     worker: &Worker,
+    bucket: &str,
     name: String,
     bytes: u64,
     body: &mut (impl AsyncRead + Unpin),
 ) -> Result<ObjectRef, UploadError> {
-    let store = store(worker).await?;
+    let store = store(worker, bucket).await?;
     let meta = ObjectMetadata { name, chunk_size: Some(256 << 10), ..ObjectMetadata::default() };
     let patience = UPLOAD_PATIENCE + Duration::from_secs(bytes >> 20);
     let info = tokio::time::timeout(patience, store.put(meta, body))
@@ -76,7 +77,7 @@ pub async fn keep_result(worker: &Worker, work: &Work, bytes: &[u8]) -> Result<T
     check_size(worker, bytes.len() as u64)?;
     let name = worker.config.names.artifact_name(&work.key, &work.start, RESULT_NAME);
     let mut body = bytes;
-    put(worker, name, bytes.len() as u64, &mut body).await.map(TaskResult::Object).map_err(not_kept)
+    put(worker, &worker.config.names.artifacts_bucket(), name, bytes.len() as u64, &mut body).await.map(TaskResult::Object).map_err(not_kept)
 }
 
 /// Keeps what a workload wrote to its result file; nothing written is no result.
@@ -97,7 +98,7 @@ pub async fn keep_result_file(worker: &Worker, work: &Work, file: &Path) -> Resu
     }
     let name = worker.config.names.artifact_name(&work.key, &work.start, RESULT_NAME);
     let mut body = tokio::io::BufReader::with_capacity(256 << 10, tokio::fs::File::open(file).await.map_err(read)?);
-    put(worker, name, size, &mut body).await.map(|object| Some(TaskResult::Object(object))).map_err(not_kept)
+    put(worker, &worker.config.names.artifacts_bucket(), name, size, &mut body).await.map(|object| Some(TaskResult::Object(object))).map_err(not_kept)
 }
 
 fn check_size(worker: &Worker, size: u64) -> Result<(), TaskError> {
@@ -161,7 +162,7 @@ pub async fn gather(worker: &Worker, work: &Work, folder: &Path, warnings: &mut 
 async fn upload(worker: &Worker, work: &Work, folder: &Path, path: &str, bytes: u64) -> Result<ObjectRef, UploadError> {
     let name = worker.config.names.artifact_name(&work.key, &work.start, path);
     let file = tokio::fs::File::open(folder.join(path)).await?;
-    put(worker, name, bytes, &mut tokio::io::BufReader::with_capacity(256 << 10, file)).await
+    put(worker, &worker.config.names.artifacts_bucket(), name, bytes, &mut tokio::io::BufReader::with_capacity(256 << 10, file)).await
 }
 
 /// The globs of a task, as they are matched against paths below its working directory.
