@@ -223,7 +223,8 @@ impl Step {
         if self.reports.len() > REPORTS {
             return wrong("reports", &format!("{} globs", self.reports.len()), "at most 10");
         }
-        let leads_out = |glob: &String| glob.is_empty() || glob.starts_with('/') || glob.split('/').any(|part| part == "..");
+        let leads_out =
+            |glob: &String| glob.is_empty() || glob.starts_with('/') || glob.split('/').any(|part| part == "..");
         if let Some(glob) = self.reports.iter().find(|glob| leads_out(glob) || glob.len() > TITLE_BYTES) {
             return wrong("reports", glob, "globs of at most 200 bytes below the workspace's root");
         }
@@ -290,7 +291,11 @@ mod tests {
             (json!([{"name": "a", "command": "x", "retry_count": 11}]), "steps[0].retry_count", "0 to 10"),
             (json!([{"name": "a", "command": "x", "rounds": 11}]), "steps[0].rounds", "0 to 10"),
             (json!([{"name": "a", "command": "x", "reports": ["a.xml"]}]), "steps[0].reports", "kind `test`"),
-            (json!([{"name": "a", "kind": "test", "command": "x", "reports": ["../a.xml"]}]), "steps[0].reports", "below"),
+            (
+                json!([{"name": "a", "kind": "test", "command": "x", "reports": ["../a.xml"]}]),
+                "steps[0].reports",
+                "below",
+            ),
             (json!([{"name": "a", "command": "x", "retries": 1}]), "steps[0].retries", "unknown field"),
             (json!([{"name": "a", "command": "x", "fail_fats": true}]), "steps[0].fail_fats", "`fail_fast`"),
             (

@@ -54,7 +54,10 @@ fn from_markdown(text: &str) -> Option<String> {
     while let Some(line) = lines.next() {
         if let Some((fence, mark)) = fence(line) {
             let block: Vec<&str> = lines.by_ref().take_while(|line| !closes(line, fence)).collect();
-            if under.is_some() && is_shell(mark) && let Some(command) = command(&block) {
+            if under.is_some()
+                && is_shell(mark)
+                && let Some(command) = command(&block)
+            {
                 return Some(command);
             }
         } else if let Some((level, title)) = heading(line) {
@@ -122,8 +125,14 @@ mod tests {
     fn the_first_shell_block_under_a_heading_about_tests_is_the_command() {
         for (text, command) in [
             ("# App\n## Running the tests\n\nDo:\n```bash\nmake test\n```\n", Some("make test")),
-            ("# App\n```sh\nmake\n```\n## Tests\n```rust\nfn a() {}\n```\n~~~sh\ncargo test\n~~~\n", Some("cargo test")),
-            ("## Testing\n### Unit\n```console\n$ cargo test\nrunning 1 test\n$ cargo bench\n```\n", Some("set -e\ncargo test\ncargo bench")),
+            (
+                "# App\n```sh\nmake\n```\n## Tests\n```rust\nfn a() {}\n```\n~~~sh\ncargo test\n~~~\n",
+                Some("cargo test"),
+            ),
+            (
+                "## Testing\n### Unit\n```console\n$ cargo test\nrunning 1 test\n$ cargo bench\n```\n",
+                Some("set -e\ncargo test\ncargo bench"),
+            ),
             ("## Test\n```sh\n# all of them\ncargo test\n```\n", Some("cargo test")),
             ("1. a\n## TEST IT\n   ```shell\n   cd x\n     make\n   ```\n", Some("set -e\ncd x\n  make")),
             ("## Test\n## Deploy\n```sh\nmake deploy\n```\n", None),

@@ -94,7 +94,10 @@ mod tests {
         for (text, words) in [
             ("name: a\nname: b\nsteps: []\n", "name"),
             ("name: [", "no YAML"),
-            ("name: a\nsteps:\n  - {name: t, command: x, comand: y}\n", "steps[0].comand`: unknown field; did you mean `command`?"),
+            (
+                "name: a\nsteps:\n  - {name: t, command: x, comand: y}\n",
+                "steps[0].comand`: unknown field; did you mean `command`?",
+            ),
             ("name: a\nsteps:\n  - {name: t, command: x, condition: attempt}\n", "steps[0].condition"),
             ("name: a\nsteps: {}\n", "steps"),
             ("- a\n", "object"),

@@ -226,7 +226,10 @@ impl Run<'_> {
             // The shell's own bound, and ours: a shell that hangs does not make a job hang.
             let ran = tokio::time::timeout(left + STOP, self.shell.run(command)).await;
             let Ok(ran) = ran else {
-                return Err(TaskError::new(Code::TimedOut, format!("the step `{}` could not be stopped in time", step.name)));
+                return Err(TaskError::new(
+                    Code::TimedOut,
+                    format!("the step `{}` could not be stopped in time", step.name),
+                ));
             };
             let ran = ran.map_err(|error| error.to_task_error())?;
             tries += 1;

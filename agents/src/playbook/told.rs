@@ -33,7 +33,10 @@ pub(super) fn to_implementer(step: &Step, ran: &Ran, how: &str, tests: Option<&T
 pub(super) fn to_people(ran: &Ran, mask: &Mask) -> String {
     let stdout = mask.text(&ran.stdout.text());
     let stderr = mask.text(&ran.stderr.text());
-    let said = [stdout.trim(), stderr.trim()].into_iter().filter(|text| !text.is_empty()).map(|text| end(text, ERROR_BYTES / 2));
+    let said = [stdout.trim(), stderr.trim()]
+        .into_iter()
+        .filter(|text| !text.is_empty())
+        .map(|text| end(text, ERROR_BYTES / 2));
     said.collect::<Vec<_>>().join("\n")
 }
 

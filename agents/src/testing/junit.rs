@@ -30,10 +30,11 @@ pub(super) fn documents(text: &str) -> impl Iterator<Item = &str> {
 
 fn opens(line: &str) -> bool {
     let line = line.trim_start();
-    let line = line.split_once("?>").filter(|(head, _)| head.starts_with("<?xml")).map_or(line, |(_, rest)| rest.trim_start());
-    ["<testsuites", "<testsuite"].iter().any(|tag| {
-        line.strip_prefix(tag).is_some_and(|rest| rest.starts_with([' ', '>', '\t', '\r', '\n']))
-    })
+    let line =
+        line.split_once("?>").filter(|(head, _)| head.starts_with("<?xml")).map_or(line, |(_, rest)| rest.trim_start());
+    ["<testsuites", "<testsuite"]
+        .iter()
+        .any(|tag| line.strip_prefix(tag).is_some_and(|rest| rest.starts_with([' ', '>', '\t', '\r', '\n'])))
 }
 
 /// Adds the test cases of a document, as far as it goes.

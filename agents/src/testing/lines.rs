@@ -11,16 +11,20 @@ fn regex(expression: &str) -> Regex {
 }
 
 static ESCAPES: LazyLock<Regex> = LazyLock::new(|| regex(r"\x1b\[[0-9;?]*[A-Za-z]"));
-static CARGO: LazyLock<Regex> = LazyLock::new(|| regex(r"^test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored;"));
-static CARGO_FAILED: LazyLock<Regex> = LazyLock::new(|| regex(r"^test (.+) \.\.\. FAILED$"));
+static CARGO: LazyLock<Regex> =
+    LazyLock::new(|| regex(r"^test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored;"));
+static CARGO_FAILED: LazyLock<Regex> = LazyLock::new(|| regex(r"^test (.+?)(?: - should panic)? \.\.\. FAILED$"));
 static NEXTEST_BEGAN: LazyLock<Regex> = LazyLock::new(|| regex(r"^ *Starting \d+ tests? across "));
 static NEXTEST: LazyLock<Regex> = LazyLock::new(|| regex(r"^ *Summary \[.*\] +[\d/]+ tests? run: (.*)$"));
 static NEXTEST_FAILED: LazyLock<Regex> =
     LazyLock::new(|| regex(r"^ *(?:FAIL|TIMEOUT|ABORT|SIG\w+|LEAK-FAIL|XFAIL) \[.*?\] (?:\( *\d+/\d+\) )?(.+)$"));
 static PYTEST: LazyLock<Regex> = LazyLock::new(|| {
-    regex(r"^=* ?((?:\d+ (?:failed|passed|skipped|deselected|xfailed|xpassed|warnings?|errors?|rerun|subtests passed|subtests failed)(?:, )?)+) in [\d.]+s(?: \([\d:]+\))?(?: =*)?$")
+    regex(
+        r"^=* ?((?:\d+ (?:failed|passed|skipped|deselected|xfailed|xpassed|warnings?|errors?|rerun|subtests passed|subtests failed)(?:, )?)+) in [\d.]+s(?: \([\d:]+\))?(?: =*)?$",
+    )
 });
-static PYTEST_FAILED: LazyLock<Regex> = LazyLock::new(|| regex(r"^(?:FAILED|ERROR) (\S+\.py\S*(?:\[.*?\])?)(?: - .*)?$"));
+static PYTEST_FAILED: LazyLock<Regex> =
+    LazyLock::new(|| regex(r"^(?:FAILED|ERROR) (\S+\.py\S*(?:\[.*?\])?)(?: - .*)?$"));
 static COUNTED: LazyLock<Regex> = LazyLock::new(|| regex(r"(\d+) ([a-z]+(?: failed| passed| out)?)"));
 static GO_TEST: LazyLock<Regex> = LazyLock::new(|| regex(r"^ *--- (PASS|FAIL|SKIP): (\S+) \("));
 static GO_PACKAGE: LazyLock<Regex> = LazyLock::new(|| regex(r"^(ok  |FAIL)\t(\S+)(?:\t| )(.*)$"));
@@ -65,7 +69,8 @@ impl Reading {
         } else if let Some(summary) = NEXTEST.captures(line) {
             self.in_nextest = false;
             // `9 passed (1 slow, 2 flaky), 1 failed, 1 timed out, 3 skipped`
-            let outside: String = summary[1].split('(').map(|part| part.split_once(')').map_or(part, |(_, rest)| rest)).collect();
+            let outside: String =
+                summary[1].split('(').map(|part| part.split_once(')').map_or(part, |(_, rest)| rest)).collect();
             for count in COUNTED.captures_iter(&outside) {
                 let many = number(&count[1]);
                 match &count[2] {
@@ -170,14 +175,16 @@ impl Reading {
         }
         let Some(test) = TAP.captures(line) else { return };
         let said = test.get(2).map_or("", |said| said.as_str());
-        let (name, directive) = said.split_once('#').unwrap_or((said, ""));
+        let mark =
+            said.match_indices('#').find(|(at, _)| !said[..*at].ends_with('\\')).map_or(said.len(), |(at, _)| at);
+        let (name, directive) = (said[..mark].replace("\\#", "#"), said[mark..].trim_start_matches('#'));
         let directive = directive.trim_start().to_lowercase();
         match (test.get(1).is_some(), directive.starts_with("skip"), directive.starts_with("todo")) {
             (_, true, _) | (true, _, true) => found.add(0, 0, 1),
             (false, ..) => found.add(1, 0, 0),
             (true, ..) => {
                 found.add(0, 1, 0);
-                found.name(name);
+                found.name(&name);
             }
         }
     }
