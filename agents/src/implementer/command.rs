@@ -13,6 +13,7 @@ use super::{Finish, ImplementError, Implementer, Room};
 use crate::budget::Used;
 use crate::line::Progress;
 use crate::shell::{Command, Ran};
+use schemas::agent_job::{AgentProtocol, CommandImplementer};
 use schemas::strict::did_you_mean;
 use schemas::transcript::Event;
 
@@ -21,9 +22,9 @@ const PLACEHOLDERS: [&str; 3] = ["prompt_file", "workspace", "prompt"];
 /// Longest prompt as an argument: Linux takes no longer ones.
 const ARGUMENT_BYTES: usize = 128 << 10;
 /// As much of the end of what it wrote is kept as its last words, and told when it fails.
-const SAID_BYTES: usize = 4 << 10;
+pub(super) const SAID_BYTES: usize = 4 << 10;
 /// Without a timeout of its own and without a budget of time, a command is stopped after this; the job ends long before.
-const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
+pub(super) const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// A command template.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +47,11 @@ pub enum InvalidTemplate {
     /// The program is decided by what it is told.
     #[error("the program itself cannot be `{{prompt}}` or `{{prompt_file}}`")]
     Program,
+    /// A program that is spoken to is told its prompt there.
+    #[error(
+        "`{{prompt}}` and `{{prompt_file}}` have no place with the Agent Client Protocol: the prompt goes over stdin"
+    )]
+    Spoken,
     /// A name in braces that stands for nothing.
     #[error("word {word}: `{{{name}}}` stands for nothing; {hint}; a brace itself is written `{{{{`")]
     Unknown {
@@ -76,6 +82,16 @@ impl Template {
                 Err(InvalidTemplate::Program)
             }
             Some(_) => Ok(Self(words)),
+        }
+    }
+
+    /// Reads the template of an implementer, by how it is spoken to.
+    pub fn of(program: &CommandImplementer) -> Result<Self, InvalidTemplate> {
+        let template = Self::parse(&program.command)?;
+        let told = |piece: &Piece| matches!(piece, Piece::Prompt | Piece::PromptFile);
+        match program.protocol {
+            AgentProtocol::Acp if template.0.iter().flatten().any(told) => Err(InvalidTemplate::Spoken),
+            AgentProtocol::Acp | AgentProtocol::None => Ok(template),
         }
     }
 
@@ -245,6 +261,16 @@ mod tests {
             parse(&["agent", "-C{workspace}", "{prompt_file}", "say: {prompt}!", "{{a}} {{prompt}} ${{x}}"]).unwrap();
         let words = template.words("do {workspace}", "/p/1.md", "/w");
         assert_eq!(words, ["agent", "-C/w", "/p/1.md", "say: do {workspace}!", "{a} {prompt} ${x}"]);
+    }
+
+    #[test]
+    fn an_agent_that_is_spoken_to_takes_no_prompt_as_argument() {
+        let of = |word: &str, protocol| {
+            let command = vec!["agent".to_owned(), word.to_owned()];
+            Template::of(&CommandImplementer { command, protocol, timeout: None })
+        };
+        assert_eq!(of("{prompt}", AgentProtocol::Acp), Err(InvalidTemplate::Spoken));
+        assert!(of("{workspace}", AgentProtocol::Acp).is_ok() && of("{prompt}", AgentProtocol::None).is_ok());
     }
 
     #[test]

@@ -41,7 +41,7 @@ pub(super) fn read(text: &str, found: &mut Found) {
         }
         let known = reading.cargo(line, found) || reading.go(line, found) || pytest(line, found);
         if tap && !known {
-            reading.tap(line, found);
+            test_anything(line, found);
         }
     }
 }
@@ -54,8 +54,6 @@ struct Reading {
     /// Tests of the Go package whose line comes at its end.
     go_tests: u64,
     go_failed: u64,
-    /// Lines of a YAML block of TAP.
-    in_yaml: bool,
 }
 
 fn number(text: &str) -> u64 {
@@ -156,36 +154,26 @@ impl Reading {
         }
         true
     }
+}
 
-    fn tap(&mut self, line: &str, found: &mut Found) {
-        // Subtests are indented; their parent counts for them. Diagnostics stand in a block of YAML.
-        match line.trim() {
-            "---" if line.starts_with(' ') => self.in_yaml = true,
-            "..." if line.starts_with(' ') => self.in_yaml = false,
-            _ => {}
-        }
-        if self.in_yaml && line.starts_with(' ') {
-            return;
-        }
-        self.in_yaml = false;
-        if let Some(why) = line.strip_prefix("Bail out!") {
+fn test_anything(line: &str, found: &mut Found) {
+    // Subtests are indented, and their parent counts for them; so are diagnostics.
+    if let Some(why) = line.strip_prefix("Bail out!") {
+        found.add(0, 1, 0);
+        found.name(&format!("Bail out!{why}"));
+        return;
+    }
+    let Some(test) = TAP.captures(line) else { return };
+    let said = test.get(2).map_or("", |said| said.as_str());
+    let mark = said.match_indices('#').find(|(at, _)| !said[..*at].ends_with('\\')).map_or(said.len(), |(at, _)| at);
+    let (name, directive) = (said[..mark].replace("\\#", "#"), said[mark..].trim_start_matches('#'));
+    let directive = directive.trim_start().to_lowercase();
+    match (test.get(1).is_some(), directive.starts_with("skip"), directive.starts_with("todo")) {
+        (_, true, _) | (true, _, true) => found.add(0, 0, 1),
+        (false, ..) => found.add(1, 0, 0),
+        (true, ..) => {
             found.add(0, 1, 0);
-            found.name(&format!("Bail out!{why}"));
-            return;
-        }
-        let Some(test) = TAP.captures(line) else { return };
-        let said = test.get(2).map_or("", |said| said.as_str());
-        let mark =
-            said.match_indices('#').find(|(at, _)| !said[..*at].ends_with('\\')).map_or(said.len(), |(at, _)| at);
-        let (name, directive) = (said[..mark].replace("\\#", "#"), said[mark..].trim_start_matches('#'));
-        let directive = directive.trim_start().to_lowercase();
-        match (test.get(1).is_some(), directive.starts_with("skip"), directive.starts_with("todo")) {
-            (_, true, _) | (true, _, true) => found.add(0, 0, 1),
-            (false, ..) => found.add(1, 0, 0),
-            (true, ..) => {
-                found.add(0, 1, 0);
-                found.name(&name);
-            }
+            found.name(&name);
         }
     }
 }

@@ -108,7 +108,7 @@ ok 1 - good
 not ok 2 - bad \# one
   ---
   stack: |-
-not ok 9 - printed
+    not ok 9 - printed
   ...
 ok 3 - s # SKIP
 not ok 4 - t # TODO
@@ -212,7 +212,7 @@ fn reports_of_this_run_count_and_older_ones_and_links_do_not() {
         let globs: Vec<String> = globs.iter().map(|glob| (*glob).to_owned()).collect();
         summary(tree.path(), &globs, SystemTime::now(), &ran, &Mask::default()).unwrap().counts
     };
-    assert_eq!(read(&["out/**/*.xml"]), counts(2, 3, 2), "a whole one and half of one");
+    assert_eq!(read(&["out/**/*.xml"]), counts(2, 2, 1), "a whole one, and what is whole of half a one");
     assert_eq!(read(&["out/deep/*.xml"]), counts(1, 2, 1));
     assert_eq!(read(&["none/*.xml"]), counts(2, 2, 1), "without reports the output counts");
     assert_eq!(read(&[]), counts(2, 2, 1));
