@@ -254,7 +254,7 @@ async fn submit(args: Run, on: &Server<'_>) -> Result<Exit, Error> {
             Error::usage(format!("{} cannot be read: {error}", path.display()), "name a text file")
         })?,
     };
-    let submission = Submission::checked(args.queue.clone(), args.id.clone(), args.task(description))?;
+    let submission = Submission::checked(args.queue.clone(), args.id.clone(), serde_json::to_vec(&args.task(description)).expect("a task is JSON"))?;
     let client = on.connect().await?;
     let submitted = client.submit(submission).await?;
     let key = submitted.key.clone();

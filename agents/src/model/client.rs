@@ -33,7 +33,7 @@ pub struct Settings {
     /// Base URL of the API, as `https://api.openai.com/v1`.
     pub endpoint: String,
     /// Sent as bearer; none for endpoints that ask for none.
-    pub key: Option<Secret>,
+    pub key: Option<Arc<Secret>>,
     /// Its name at the endpoint.
     pub model: String,
     /// For one whole answer.
@@ -55,7 +55,7 @@ impl Settings {
     pub fn new(endpoint: impl Into<String>, key: Option<Secret>, model: impl Into<String>) -> Self {
         Self {
             endpoint: endpoint.into(),
-            key,
+            key: key.map(Arc::new),
             model: model.into(),
             timeout: Duration::from_secs(120),
             silence: Duration::from_secs(60),
@@ -74,7 +74,7 @@ pub enum SettingsError {
     #[error("{0:?} is no base URL of an endpoint: write it as https://api.openai.com/v1, without a password in it")]
     Endpoint(String),
     /// The key cannot be sent.
-    #[error("the model's key cannot be sent: it holds other letters than visible ASCII")]
+    #[error("the model's key cannot be sent: it is very short, or holds other letters than visible ASCII")]
     Key,
     /// The certificates cannot be read.
     #[error("the certificates cannot be read")]
@@ -161,8 +161,8 @@ impl Client {
         let http = http.build().map_err(SettingsError::Http)?;
         // All of it set, so that nothing is taken from this process's environment.
         let config = OpenAIConfig::new().with_api_base(endpoint).with_api_key("").with_org_id("").with_project_id("");
-        let mask = Mask::new(key.as_slice());
-        let transport = Transport::new(http, key.map(Arc::new));
+        let mask = Mask::new(key.iter().map(|key| ("the model's key", &**key))).map_err(|_| SettingsError::Key)?;
+        let transport = Transport::new(http, key);
         let client = async_openai::Client::with_config(config).with_http_service(transport);
         Ok(Self { client, settings, mask })
     }

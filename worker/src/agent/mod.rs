@@ -65,7 +65,7 @@ impl Agents {
     pub async fn open(config: &Config, id: &AgentId) -> Result<Self, AgentsError> {
         let settings = &config.agents;
         // Told at the start, not at the first job.
-        mask_of(config, &[])?;
+        mask_of(config)?;
         let root = config.state_dir.join("agents").join(id.as_str());
         let transports: BTreeSet<Transport> = match &settings.repositories {
             None => [Transport::Https, Transport::Ssh].into(),
@@ -116,13 +116,13 @@ impl Agents {
     }
 }
 
-/// Every secret of the worker, and those that a job has.
-fn mask_of(config: &Config, more: &[(&str, &Secret)]) -> Result<Mask, agents::secret::TooShort> {
+/// Every secret of the worker: what it has for git and models, and what jobs may have.
+fn mask_of(config: &Config) -> Result<Mask, agents::secret::TooShort> {
     let settings = &config.agents;
     let own = [("the git token", &settings.git.token), ("the model's key", &settings.model.key)];
     let own = own.into_iter().filter_map(|(name, secret)| Some((name, secret.as_deref()?)));
     let named = settings.secrets.iter().map(|(name, secret): (&String, &Arc<Secret>)| (name.as_str(), &**secret));
-    Mask::new(own.chain(named).chain(more.iter().copied()))
+    Mask::new(own.chain(named))
 }
 
 /// `Name <mail>`.

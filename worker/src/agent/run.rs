@@ -5,11 +5,12 @@
 //! A job that is stopped while it pushes takes its own branch back.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use agents::git::{Change, Commit, Login, Order, Pushed};
-use agents::implementer::{AcpAgent, CommandAgent, Template};
+use agents::implementer::acp::{AcpAgent, Permissions};
+use agents::implementer::command::{CommandAgent, Template};
 use agents::model::{Client, Limits, ModelImplementer};
 use agents::playbook::{Author, Ended, Run as PlaybookRun, default_playbook, from_yaml, instructions};
 use agents::retry::{Retry, retried};
@@ -32,7 +33,7 @@ use super::keep::{Kept, Pushing};
 use super::ledger::Ledger;
 use super::line::{Ends, JobLine};
 use super::shell::{JobShell, Surroundings};
-use super::{Agents, endpoint, keep, lease, mask_of};
+use super::{Agents, author, endpoint, keep, lease, mask_of};
 use crate::attempt::phase::{End, Why};
 use crate::attempt::workload::{Done, Work, bounds, limit, stopping};
 use crate::logs::{LogSink, LogWriter};
@@ -74,14 +75,13 @@ pub async fn run(
         let message = format!("on the worker {} no folder for the job can be made: {error}", worker.id);
         return unstarted(TaskError::new(Code::NoWorkFolder, message));
     }
-    let secrets: Vec<(&str, &Secret)> = Vec::new();
-    let mask = match mask_of(&worker.config, &secrets) {
+    let mask = match mask_of(&worker.config) {
         Ok(mask) => mask,
         Err(error) => return Done::new(End::failed(TaskError::new(Code::ContextInvalid, error.to_string()))),
     };
     let log_limit = work.task.limits.logs.unwrap_or(worker.config.log_limit);
     let (storing, output) = LogSink::open(worker, &work.key, &work.start, log_limit, work.activity.clone());
-    let log = output.writer().into_file(&folder.path.join(JOB_LOG), &mask);
+    let log = output.writer().into_file(&folder.path.join(JOB_LOG), log_limit.bound().map_or(u64::MAX, |limit| limit.0));
     let (line, carrier) = JobLine::open(Ends {
         js: worker.js.clone(),
         names: worker.config.names.clone(),
@@ -202,7 +202,7 @@ struct Attempt<'a> {
     mask: Mask,
     log: LogWriter,
     folder: &'a Path,
-    runtime: std::sync::Arc<dyn crate::runtime::Runtime>,
+    runtime: Arc<dyn crate::runtime::Runtime>,
     state: Mutex<Known>,
     began: Instant,
 }
@@ -323,10 +323,10 @@ impl Attempt<'_> {
 
     fn remote(&self) -> Remote {
         let git = &self.worker.config.agents.git;
-        let token = git.token.as_ref().map(|token| Secret::new(token.expose().to_owned()));
+        let login = |token: &Arc<Secret>| Login { user: git.user.clone(), token: token.clone() };
         Remote {
             url: self.job.repository.clone(),
-            login: token.map(|token| std::sync::Arc::new(Login { user: git.user.clone(), token })),
+            login: git.token.as_ref().map(login),
             mask: self.mask.clone(),
         }
     }
@@ -414,7 +414,7 @@ impl Attempt<'_> {
         let opened = self.open_shell(slot)?;
         let opened: &JobShell = shell.insert(opened);
         let used_before = self.known().kept.progress.used;
-        let mut author = implementer.build(self, resumed.map(|(_, progress)| progress))?;
+        let mut who = implementer.build(self, resumed.map(|(_, progress)| progress))?;
         let told = {
             let before = match &job.implementer {
                 // A model is told by its own loop.
@@ -428,11 +428,11 @@ impl Attempt<'_> {
         let mut moves = 0;
         let mut at = base;
         loop {
-            let ended = self.implement(slot, opened, author.as_mut(), &plan, branch, &told, skip).await;
+            let ended = self.implement(slot, opened, who.as_mut(), &plan, branch, &told, skip).await;
             {
                 let mut known = self.known();
-                let used = author.used();
-                known.report.model = author.model();
+                let used = who.used();
+                known.report.model = who.model();
                 known.report.turns = used.turns - used_before.turns.min(used.turns);
                 known.report.input_tokens = used.input_tokens - used_before.input_tokens.min(used.input_tokens);
                 known.report.output_tokens = used.output_tokens - used_before.output_tokens.min(used.output_tokens);
@@ -474,7 +474,7 @@ impl Attempt<'_> {
                 branch: branch.to_owned(),
                 began: fetched.branch.clone(),
                 mark: self.mark(),
-                author: self.agents.author(self.worker),
+                author: author(&self.worker.config.agents.git.author),
             };
             match self.push(slot, &order, &patch).await? {
                 Pushed::Done => {
@@ -678,8 +678,8 @@ impl Attempt<'_> {
                     let message = format!("the job has a budget of money, and this worker knows no price of the model `{name}` (`model-prices`)");
                     return Err(invalid(message));
                 }
-                let key = settings.model.key.as_ref().map(|key| Secret::new(key.expose().to_owned()));
-                let mut client = agents::model::Settings::new(settings.model.endpoint.clone(), key, name);
+                let mut client = agents::model::Settings::new(settings.model.endpoint.clone(), None, name);
+                client.key.clone_from(&settings.model.key);
                 client.timeout = wish.timeout.map_or(client.timeout, |timeout| timeout.0);
                 client.max_output_tokens = wish.max_output_tokens;
                 client.temperature = wish.temperature;
@@ -918,7 +918,6 @@ impl Attempt<'_> {
     }
 
     async fn leave_logs(&self) {
-        self.log.flush_file();
         let folder = std::mem::ManuallyDrop::new(JobFolder { path: self.folder.to_owned() });
         match folder.keep(self.worker, self.work, JOB_LOG, None).await {
             Ok(artifact) => self.known().artifacts.extend(artifact),
@@ -981,7 +980,7 @@ impl Implementing {
             }
             Self::Acp(template) => {
                 let (template, timeout) = template.take().ok_or_else(gone)?;
-                Ok(Box::new(AcpAgent::new(template, timeout, used)))
+                Ok(Box::new(AcpAgent::new(template, timeout, Permissions::default(), used)))
             }
         }
     }
