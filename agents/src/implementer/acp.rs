@@ -57,8 +57,6 @@ pub struct AcpAgent {
 enum Broken {
     /// By the peer, or by the connection.
     Protocol(Error),
-    /// It speaks another version.
-    Version(String),
     /// It has this much time and no more.
     TimedOut,
     /// The process could not be run on.
@@ -110,9 +108,6 @@ impl AcpAgent {
                     None => Err(failed(&format!("it was not done after {}", schemas::HumanDuration(limit)))),
                 }
             }
-            Err(Broken::Version(version)) => Err(failed(&format!(
-                "it speaks version {version} of the Agent Client Protocol, and only 1 is known here"
-            ))),
             Err(Broken::Shell(error)) => Err(error.into()),
             Err(Broken::Ended(ran)) => Err(failed(&ended_with(&ran, room))),
             Err(Broken::Protocol(error)) => Err(broken(error, live, room).await),
@@ -289,10 +284,8 @@ async fn talk(
             let hello = InitializeRequest::new(agent_client_protocol::schema::ProtocolVersion::V1)
                 .client_capabilities(ClientCapabilities::new().fs(files))
                 .client_info(Implementation::new("shoal", env!("CARGO_PKG_VERSION")));
-            let answer = connection.send_request(hello).block_task().await.map_err(Broken::Protocol)?;
-            if answer.protocol_version != agent_client_protocol::schema::ProtocolVersion::V1 {
-                return Err(Broken::Version(answer.protocol_version.to_string()));
-            }
+            // An agent of another version is refused by the connection itself.
+            connection.send_request(hello).block_task().await.map_err(Broken::Protocol)?;
             let new = connection.send_request(NewSessionRequest::new(root)).block_task().await;
             session.insert(new.map_err(Broken::Protocol)?.session_id).clone()
         }

@@ -155,6 +155,10 @@ impl Run<'_> {
                 at += 1;
                 continue;
             }
+            if tried.ran.timed_out && self.left(step).is_err() {
+                let message = format!("the time was over in the step `{}`", step.name);
+                return Err(TaskError::new(Code::TimedOut, message));
+            }
             if let Some(author) = worked.filter(|_| known[at].rounds < step.rounds()) {
                 known[at].rounds += 1;
                 let tests = known[at].tests.as_ref();
