@@ -21,11 +21,12 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use schemas::transcript::Event;
 
-use super::command::{LONGEST, Template, end};
+use super::command::{LONGEST, SAID_BYTES, Template};
 use super::{Finish, ImplementError, Implementer, Room};
 use crate::budget::Used;
 use crate::line::Progress;
 use crate::shell::{Command, Ran, ShellError};
+use crate::tools::output::ending;
 use crate::tools::tree::Tree;
 use session::{Asked, Live, Saying, lost};
 
@@ -88,7 +89,7 @@ impl AcpAgent {
         let mut saying = Saying::default();
         let ended = converse(&mut live, room, &told, limit, self.permissions, &mut saying).await;
         let said = saying.finish(room.line);
-        let said = room.mask.text(end(&said, super::command::SAID_BYTES));
+        let said = room.mask.text(ending(&said, SAID_BYTES));
         room.keeper.turn(&Progress { used: self.used, summary: said.clone() }).await;
         match ended {
             Ok(StopReason::EndTurn) => {
@@ -241,7 +242,7 @@ async fn broken(error: Error, mut live: Live, room: &Room<'_>) -> ImplementError
         return failed(&ended_with(&ran, room));
     }
     let data = error.data.as_ref().map(|data| format!(": {data}")).unwrap_or_default();
-    failed(&room.mask.text(end(&format!("{}{data}", error.message), super::command::SAID_BYTES)))
+    failed(&room.mask.text(ending(&format!("{}{data}", error.message), SAID_BYTES)))
 }
 
 fn failed(why: &str) -> ImplementError {
@@ -250,7 +251,7 @@ fn failed(why: &str) -> ImplementError {
 
 fn ended_with(ran: &Ran, room: &Room<'_>) -> String {
     let said = room.mask.text(&ran.stderr.text());
-    match end(said.trim(), super::command::SAID_BYTES) {
+    match ending(said.trim(), SAID_BYTES) {
         "" => format!("it ended with {}", ran.how()),
         said => format!("it ended with {}: {said}", ran.how()),
     }
