@@ -22,6 +22,7 @@ A turn is an object. What it answers:
     "status": N                  an HTTP error, with optional "headers" and "body"
     "hang": true                 nothing, until the client goes; with "cut_after" after that many events
 What changes it:
+    "plain": true                as a whole, though a stream was asked for
     "finish": WORD               finish reason in place of the right one
     "cut_after": N               the connection is closed after N events
     "usage": {...} or false      in place of a quarter of the bytes; false: none is sent
@@ -43,7 +44,7 @@ SCHEMA = {"type", "properties", "required", "additionalProperties", "description
           "minLength", "maxLength", "minItems", "maxItems", "pattern", "default", "anyOf", "const"}
 TYPES = {"object", "string", "integer", "number", "boolean", "array", "null"}
 TURN = {"say", "calls", "malformed_call", "name", "empty", "refusal", "garbage", "status", "headers", "body", "hang", "finish",
-        "cut_after", "usage", "delay_ms", "chunk_delay_ms", "expect", "seen", "after", "repeat", "times", "turn"}
+        "cut_after", "usage", "delay_ms", "chunk_delay_ms", "expect", "seen", "after", "plain", "repeat", "times", "turn"}
 
 
 class Violation(Exception):
@@ -253,7 +254,7 @@ class Handler(BaseHTTPRequestHandler):
         usage = {"prompt_tokens": read // 4, "completion_tokens": written // 4 + 1} | (turn.get("usage") or {})
         usage = {"total_tokens": usage["prompt_tokens"] + usage["completion_tokens"]} | usage
         head = {"id": f"chatcmpl-{number}", "created": int(time.time()), "model": body["model"]}
-        if not body.get("stream"):
+        if not body.get("stream") or turn.get("plain"):
             message = {"role": "assistant", "content": text, "refusal": turn.get("refusal")}
             message |= {"tool_calls": calls} if calls else {}
             choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}

@@ -2,3 +2,10 @@
 
 #[path = "../support/mod.rs"]
 mod support;
+
+mod bench;
+mod budgets;
+mod circles;
+mod endpoint;
+mod tools;
+mod work;
