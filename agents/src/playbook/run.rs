@@ -239,7 +239,7 @@ impl Run<'_> {
             tries += 1;
             wall += ran.wall;
             let tests = match step.kind {
-                StepKind::Test => testing::summary(self.tree, &step.reports, began, &ran, self.mask),
+                StepKind::Test => self.summary(step, began, &ran).await,
                 StepKind::Command | StepKind::Implement => None,
             };
             // Where exit code and counts disagree, whichever is worse holds.
@@ -263,6 +263,17 @@ impl Run<'_> {
             });
             tokio::time::sleep(pause).await;
         }
+    }
+
+    /// Read beside the runtime: output and reports may be large, the workspace too.
+    async fn summary(&self, step: &Step, began: std::time::SystemTime, ran: &Ran) -> Option<Summary> {
+        let (tree, globs) = (self.tree.to_owned(), step.reports.clone());
+        let (ran, mask) = (ran.clone(), self.mask.clone());
+        let read = move || testing::summary(&tree, &globs, began, &ran, &mask);
+        tokio::task::spawn_blocking(read).await.unwrap_or_else(|error| {
+            tracing::error!(%error, "reading the output of a test failed");
+            None
+        })
     }
 
     fn write_down(&mut self, step: &Step, tried: &Tried, after_author: bool, known: &mut Known) {
