@@ -9,7 +9,7 @@ use shoal_agents::implementer::acp::{AcpAgent, Permissions};
 use shoal_agents::implementer::command::Template;
 use shoal_agents::{ImplementError, Implementer, Used};
 
-use crate::Place;
+use crate::{Place, runs, until};
 
 /// An agent with its script and its log.
 struct Scripted {
@@ -225,19 +225,6 @@ async fn work_that_is_dropped_leaves_no_agent_behind() {
     }
     assert_eq!(scripted.saw("initialize").len(), 2);
     let pids: Vec<u64> = scripted.saw("pid").iter().map(|pid| pid.as_u64().unwrap()).collect();
-    let runs = |pid: &u64| {
-        let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        !state.is_empty() && !state.contains(" Z ")
-    };
-    until(|| !pids.iter().any(runs)).await;
+    until(|| !pids.iter().any(|pid| runs(*pid))).await;
     assert_eq!(pids.len(), 2);
-}
-
-async fn until(holds: impl Fn() -> bool) {
-    let waits = async {
-        while !holds() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(30), waits).await.expect("it comes");
 }

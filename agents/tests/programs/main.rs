@@ -64,3 +64,18 @@ impl Place {
         self.people.told().into_iter().filter_map(text).collect()
     }
 }
+
+/// Whether a process runs; a dead one that nobody has waited for does not.
+fn runs(pid: u64) -> bool {
+    let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    !state.is_empty() && !state.contains(") Z ")
+}
+
+async fn until(holds: impl Fn() -> bool) {
+    let waits = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), waits).await.expect("it comes");
+}
