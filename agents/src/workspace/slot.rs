@@ -107,12 +107,11 @@ impl Slot {
         let keep = before.mirror.as_ref() == Some(&self.mirror.name) && before.commit.is_some();
         if let Err(error) = self.clean(keep).await {
             let (inner, why) = (self.inner().clone(), error.to_string());
-            self.blocking(move |path, _| {
+            self.blocking(move |path, pit| {
+                // What resists may have come as far as the pit.
+                inner.set_aside(pit, &why)?;
                 inner.set_aside(path, &why)?;
-                let pit = path.with_file_name(format!("pit-{}", now()));
-                let made = lay_out(path, &pit, false);
-                let _ = std::fs::remove_dir(pit);
-                made
+                lay_out(path, pit, false)
             })
             .await?;
             self.ensure().await?;

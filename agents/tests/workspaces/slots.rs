@@ -345,9 +345,17 @@ async fn a_slot_that_cannot_be_cleaned_is_set_aside_and_told() {
     let (slot, _) = worker.begin(&origin.remote()).await;
     assert_eq!(listing(&slot.tree()), ["README", "src", "src/lib.txt"]);
     let troubles = worker.troubles();
-    let path = troubles[0].strip_prefix("set aside as ").unwrap().split(": ").next().unwrap().to_owned();
-    let stuck = std::path::Path::new(&path).join("tree/stuck");
-    let found = std::process::Command::new("umount").arg(stuck).status().unwrap();
+    assert!(
+        troubles.iter().any(|trouble| trouble.starts_with("set aside as ") && trouble.contains("busy")),
+        "{troubles:?}"
+    );
+    let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
+    let root = worker.root.path().canonicalize().unwrap();
+    let mut left = mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(1))
+        .filter(|path| path.starts_with(root.to_str().unwrap()));
+    let found = std::process::Command::new("umount").arg(left.next().unwrap()).status().unwrap();
     assert!(found.success(), "{troubles:?}");
 }
 
