@@ -136,10 +136,18 @@ impl Repo {
     ) -> Result<Change, GitError> {
         let folder = |error: std::io::Error| GitError::Failed { what: "index".to_owned(), message: error.to_string() };
         tokio::fs::copy(index, new_index).await.map_err(folder)?;
-        let paths = self.touched(work, new_index, bounds).await?;
-        if !paths.is_empty() {
-            let list = paths.iter().flat_map(|path| [path.as_slice(), b"\0"]).flatten().copied().collect();
-            let args = ["update-index", "--add", "--remove", "--replace", "-z", "--stdin"];
+        let touched = self.touched(work, new_index, bounds).await?;
+        // What is gone goes first, and by name alone: a link may stand where its folder was.
+        let gone = touched.gone.iter().flat_map(|path| [b"0 ", NONE, b"\t", path, b"\0"]).flatten().copied().collect();
+        let there = touched.there.iter().flat_map(|path| [path.as_slice(), b"\0"]).flatten().copied().collect();
+        for (args, list) in [
+            (&["update-index", "-z", "--index-info"][..], gone),
+            (&["update-index", "--add", "--remove", "--replace", "-z", "--stdin"][..], there),
+        ] {
+            let list: Vec<u8> = list;
+            if list.is_empty() {
+                continue;
+            }
             let output = self.call().tree(work).index(new_index).args(args).stdin(list).run().await?;
             if !output.status.success() {
                 return Err(match output.error("update-index") {
@@ -155,7 +163,7 @@ impl Repo {
     }
 
     /// The paths that are not as the index has them: sorted, each looked at without following links.
-    async fn touched(&self, work: &Path, index: &Path, bounds: &Bounds) -> Result<BTreeSet<Vec<u8>>, GitError> {
+    async fn touched(&self, work: &Path, index: &Path, bounds: &Bounds) -> Result<Touched, GitError> {
         let call = || self.call().tree(work).index(index);
         let others = call().args(["ls-files", "-z", "--others", "--exclude-standard"]).ok().await?;
         // A folder that git cannot look into is only warned of, and would be missing in silence.
@@ -169,10 +177,10 @@ impl Repo {
         if count > bounds.files {
             return Err(GitError::ChangeRefused(format!("{count} files changed, of at most {}", bounds.files)));
         }
-        let mut paths = BTreeSet::new();
+        let mut touched = Touched::default();
         let mut all = 0;
         let listed =
-            known.iter().map(|entry| (entry.path, Some(entry.old))).chain(others.pieces().map(|path| (path, None)));
+            known.iter().map(|entry| (entry.path, Some(entry))).chain(others.pieces().map(|path| (path, None)));
         for (path, old) in listed {
             if path.ends_with(b"/") {
                 return refused(path, "another repository; a submodule is not added by a job");
@@ -180,6 +188,10 @@ impl Repo {
             let dotted = |part: &[u8]| part.eq_ignore_ascii_case(b".git") || part.eq_ignore_ascii_case(b"git~1");
             if path.split(|byte| *byte == b'/').any(dotted) {
                 return refused(path, "a path inside of `.git`");
+            }
+            if old.is_some_and(|entry| entry.status == b'D') {
+                touched.gone.insert(path.to_vec());
+                continue;
             }
             match work.join(OsStr::from_bytes(path)).symlink_metadata() {
                 Ok(found) => {
@@ -190,7 +202,9 @@ impl Repo {
                     // A folder in a file's place: the files in it are listed themselves.
                     if kind.is_file() {
                         all += found.len();
-                        if found.len() > bounds.file_bytes && !self.is_as_large(old, found.len()).await? {
+                        if found.len() > bounds.file_bytes
+                            && !self.is_as_large(old.map(|entry| entry.old), found.len()).await?
+                        {
                             return refused(path, format!("{} bytes, of at most {}", found.len(), bounds.file_bytes));
                         }
                     }
@@ -201,9 +215,9 @@ impl Repo {
             if all > bounds.all_bytes {
                 return Err(GitError::ChangeRefused(format!("more than {} bytes in all", bounds.all_bytes)));
             }
-            paths.insert(path.to_vec());
+            touched.there.insert(path.to_vec());
         }
-        Ok(paths)
+        Ok(touched)
     }
 
     /// Whether the object has this size: then it may be the same, only touched.
@@ -315,6 +329,16 @@ impl Repo {
         }
         self.parse(call().args(["write-tree"]).text().await?)
     }
+}
+
+/// No object.
+const NONE: &[u8] = &[b'0'; 40];
+
+/// Paths that are not as an index has them.
+#[derive(Default)]
+struct Touched {
+    there: BTreeSet<Vec<u8>>,
+    gone: BTreeSet<Vec<u8>>,
 }
 
 struct Raw<'a> {

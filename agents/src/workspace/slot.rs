@@ -190,6 +190,10 @@ impl Slot {
 
     async fn check_out(&mut self, commit: &Commit) -> Result<(), WorkspaceError> {
         let (tree, index) = (self.tree(), self.index());
+        if self.check_tree().is_err() {
+            self.blocking(|path, pit| lay_out(path, pit, false)).await?;
+            self.ensure().await?;
+        }
         if !index.exists() && std::fs::read_dir(&tree).is_ok_and(|mut found| found.next().is_some()) {
             // Without an index git would not know what is old.
             self.blocking(|path, pit| lay_out(path, pit, false)).await?;
@@ -211,6 +215,7 @@ impl Slot {
     /// What differs between `base` (the commit that the slot stands at) and the tree. Changes nothing in the tree.
     pub async fn change(&self, scan: Scan<'_>) -> Result<Change, WorkspaceError> {
         let base = self.at.clone().ok_or_else(|| GitError::BaseNotFound("none".to_owned()))?;
+        self.check_tree()?;
         self.ensure().await?;
         let new = self.path.join("index.change");
         Ok(self.repo.change(&self.tree(), &base, &self.index(), &new, &self.inner().settings.bounds, scan).await?)
@@ -301,6 +306,7 @@ impl Slot {
     /// conflicts is told, the tree stays as it is, and the work where it was.
     pub async fn resume(&mut self, work: &Kept) -> Result<(), WorkspaceError> {
         let onto = self.at.clone().ok_or_else(|| GitError::BaseNotFound("none".to_owned()))?;
+        self.check_tree()?;
         let index = self.path.join("index.resume");
         let (from, theirs) = match work {
             Kept::Commit(commit) => {
@@ -341,7 +347,23 @@ impl Slot {
         }
         let bytes = self.blocking(|path, _| Ok(clean::bytes(path))).await?;
         let state = self.note(Some(bytes));
-        self.blocking(move |path, _| put(&path.join("state.json"), &serde_json::to_vec(&state)?)).await
+        self.blocking(move |path, _| put(&path.join("state.json"), &serde_json::to_vec(&state)?)).await?;
+        let Self { hold, .. } = self;
+        let inner = hold.inner.clone();
+        // The slot is free, its permit not yet: whoever removes something has one.
+        let permit = Arc::into_inner(hold).and_then(|mut hold| hold.permit.take());
+        // That it is too much was told.
+        let _ = inner.make_room().await;
+        drop(permit);
+        Ok(())
+    }
+
+    /// A tree that is no folder (any more) leads elsewhere.
+    fn check_tree(&self) -> Result<(), GitError> {
+        match self.tree().symlink_metadata() {
+            Ok(found) if found.is_dir() => Ok(()),
+            _ => Err(GitError::ChangeRefused("the root of the tree is no folder any more".to_owned())),
+        }
     }
 }
 

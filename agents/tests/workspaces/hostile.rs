@@ -35,7 +35,15 @@ impl Mark {
     }
 
     fn hooks(&self, folder: &Path) {
-        for hook in ["pre-commit", "commit-msg", "post-checkout", "post-merge", "pre-push", "reference-transaction", "post-index-change"] {
+        for hook in [
+            "pre-commit",
+            "commit-msg",
+            "post-checkout",
+            "post-merge",
+            "pre-push",
+            "reference-transaction",
+            "post-index-change",
+        ] {
             executable(&folder.join(hook), &std::fs::read_to_string(self.program()).unwrap());
         }
     }
@@ -192,10 +200,15 @@ async fn a_forest_of_deep_and_read_only_folders_is_cleaned_away() {
     let (slot, _) = worker.begin(&origin.remote()).await;
     let script = "i=0; while [ $i -lt 300 ]; do mkdir -m 755 dddddddddddddddddddddddddddddddddddddddd && cd dddddddddddddddddddddddddddddddddddddddd || exit 1; i=$((i+1)); done; \
                   touch f; chmod 500 .; chmod 0 .";
-    let status = std::process::Command::new("sh").current_dir(slot.tree().join("src")).args(["-c", script]).status().unwrap();
+    let status =
+        std::process::Command::new("sh").current_dir(slot.tree().join("src")).args(["-c", script]).status().unwrap();
     assert!(status.success());
     let error = slot.change(&crate::support::clean).await.unwrap_err();
-    assert_eq!(error.to_task_error().code, schemas::Code::ChangeRefused, "{error}: what git cannot see is not left out in silence");
+    assert_eq!(
+        error.to_task_error().code,
+        schemas::Code::ChangeRefused,
+        "{error}: what git cannot see is not left out in silence"
+    );
     slot.release().await.unwrap();
     let (slot, _) = worker.begin(&origin.remote()).await;
     assert_eq!(listing(&slot.tree()), ["README", "src", "src/lib.txt"]);

@@ -81,7 +81,9 @@ impl Serve {
         let login = header("authorization");
         self.logins.lock().unwrap().extend(login.clone());
         if let Some(elsewhere) = &self.elsewhere {
-            let answer = format!("HTTP/1.1 301 Moved\r\nLocation: {elsewhere}{target}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+            let answer = format!(
+                "HTTP/1.1 301 Moved\r\nLocation: {elsewhere}{target}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            );
             stream.write_all(answer.as_bytes()).await.unwrap();
             return;
         }
