@@ -198,11 +198,20 @@ async fn a_tree_that_is_a_link_itself_is_not_followed() {
 async fn a_forest_of_deep_and_read_only_folders_is_cleaned_away() {
     let (origin, worker) = (Origin::new(), Worker::new().await);
     let (slot, _) = worker.begin(&origin.remote()).await;
-    let script = "i=0; while [ $i -lt 300 ]; do mkdir -m 755 dddddddddddddddddddddddddddddddddddddddd && cd dddddddddddddddddddddddddddddddddddddddd || exit 1; i=$((i+1)); done; \
-                  touch f; chmod 500 .; chmod 0 .";
-    let status =
-        std::process::Command::new("sh").current_dir(slot.tree().join("src")).args(["-c", script]).status().unwrap();
-    assert!(status.success());
+    {
+        use nix::fcntl::OFlag;
+        use nix::sys::stat::{Mode, fchmod, mkdirat};
+        let name = "d".repeat(100);
+        let mut at = nix::dir::Dir::open(&slot.tree().join("src"), OFlag::O_DIRECTORY, Mode::empty()).unwrap();
+        for _ in 0..300 {
+            mkdirat(&at, name.as_str(), Mode::S_IRWXU).unwrap();
+            let next = nix::dir::Dir::openat(&at, name.as_str(), OFlag::O_DIRECTORY, Mode::empty()).unwrap();
+            fchmod(&at, Mode::S_IRUSR | Mode::S_IXUSR).unwrap();
+            at = next;
+        }
+        nix::fcntl::openat(&at, "file", OFlag::O_CREAT | OFlag::O_WRONLY, Mode::S_IRUSR).unwrap();
+        fchmod(&at, Mode::empty()).unwrap();
+    }
     let error = slot.change(&crate::support::clean).await.unwrap_err();
     assert_eq!(
         error.to_task_error().code,
