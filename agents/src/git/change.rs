@@ -69,6 +69,8 @@ pub struct Changed {
     pub kind: Kind,
     /// Lines added and removed; `None` where it is no text.
     pub lines: Option<(u64, u64)>,
+    /// The object that its content is; `None` where it is gone.
+    pub object: Option<Commit>,
 }
 
 /// How a path changed.
@@ -259,48 +261,60 @@ impl Repo {
             report.insertions += insertions;
             report.deletions += deletions;
             let kind = Kind::of(if how == How::Deleted { entry.old_mode } else { entry.new_mode });
-            files.push(Changed { path: OsStr::from_bytes(entry.path).into(), how, kind, lines });
+            let path = OsStr::from_bytes(entry.path).into();
+            files.push(Changed { path, how, kind, lines, object: Commit::parse(entry.new) });
         }
         Ok(Change { base: base.clone(), tree: tree.clone(), files, report })
     }
 
     /// Whether it may leave the worker.
     async fn check(&self, change: &Change, bounds: &Bounds, scan: Scan<'_>) -> Result<(), GitError> {
-        for file in change.files.iter().filter(|file| file.how != How::Deleted) {
+        let there: Vec<&Changed> = change.files.iter().filter(|file| file.how != How::Deleted).collect();
+        for file in &there {
             let path = file.path.as_os_str().as_bytes();
             if file.kind == Kind::Submodule {
                 return refused(path, "another repository; a submodule is not added by a job");
             }
-            let content = |root: &Commit| {
-                let name = [root.as_str().as_bytes(), b":", path].concat();
-                let most = usize::try_from(bounds.file_bytes.saturating_add(1)).unwrap_or(usize::MAX).max(64 << 20);
-                async move {
-                    self.call()
-                        .args([OsStr::from_bytes(b"cat-file"), OsStr::from_bytes(b"blob"), OsStr::from_bytes(&name)])
-                        .most(most)
-                        .run()
-                        .await
-                }
-            };
-            if file.how == How::Mode {
-                continue;
+            if file.how == How::Added
+                && let Some(name) = scan(path)
+            {
+                let why = format!("the name of a file has the secret {name} in it");
+                return Err(GitError::ChangeRefused(why));
             }
-            let new = content(&change.tree).await?;
-            if !new.status.success() {
-                return Err(new.error("cat-file"));
-            }
-            if let Some(name) = scan(path).or_else(|| scan(&new.stdout)) {
-                // What was in it before is not brought out by this change.
-                let old = content(&change.base).await?;
-                if !old.status.success() || scan(&old.stdout).as_ref() != Some(&name) {
-                    return Err(GitError::ChangeRefused(match scan(path) {
-                        Some(name) => format!("the name of a file has the secret {name} in it"),
-                        None => format!("{}: the secret {name} is in it", shown(path)),
-                    }));
+        }
+        let most = usize::try_from(bounds.all_bytes).unwrap_or(usize::MAX).saturating_add(64 << 20);
+        for some in there.chunks(100) {
+            let list: String = some.iter().filter_map(|file| Some(format!("{}\n", file.object.as_ref()?))).collect();
+            let output = self.call().args(["cat-file", "--batch"]).stdin(list.into_bytes()).most(most).ok().await?;
+            let mut rest = output.stdout.as_slice();
+            for file in some {
+                let (content, more) = batched(rest)
+                    .ok_or_else(|| GitError::Corrupt(format!("{}: its content is missing", file.path.display())))?;
+                rest = more;
+                if let Some(name) = scan(content)
+                    && !self.had(change, &file.path, bounds, scan, &name).await?
+                {
+                    return refused(file.path.as_os_str().as_bytes(), format!("the secret {name} is in it"));
                 }
             }
         }
         Ok(())
+    }
+
+    /// Whether the secret was in the file before: then this change does not bring it out.
+    async fn had(
+        &self,
+        change: &Change,
+        path: &Path,
+        bounds: &Bounds,
+        scan: Scan<'_>,
+        name: &str,
+    ) -> Result<bool, GitError> {
+        let object = [change.base.as_str().as_bytes(), b":", path.as_os_str().as_bytes()].concat();
+        let args = [OsStr::new("cat-file"), OsStr::new("blob"), OsStr::from_bytes(&object)];
+        let most = usize::try_from(bounds.all_bytes).unwrap_or(usize::MAX);
+        let old = self.call().args(args).most(most).run().await?;
+        Ok(old.status.success() && scan(&old.stdout).as_deref() == Some(name))
     }
 
     /// The change as a patch that `git apply` takes, whatever the files are.
@@ -348,6 +362,14 @@ struct Raw<'a> {
     new: &'a str,
     status: u8,
     path: &'a [u8],
+}
+
+/// The first object of `cat-file --batch`, and what comes behind it.
+fn batched(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let line = bytes.iter().position(|byte| *byte == b'\n')?;
+    let size: usize = std::str::from_utf8(&bytes[..line]).ok()?.rsplit(' ').next()?.parse().ok()?;
+    let rest = &bytes[line + 1..];
+    Some((rest.get(..size)?, rest.get(size + 1..)?))
 }
 
 /// `:100644 100644 <old> <new> M\0<path>\0`, again and again.

@@ -279,7 +279,10 @@ impl Workspaces {
             place.busy = true;
             let state = place.state.clone();
             // From now on it borrows the mirror's objects.
-            place.state.mirror = Some(mirror.name.clone());
+            if place.state.mirror.as_ref() != Some(&mirror.name) {
+                place.state.mirror = Some(mirror.name.clone());
+                place.state.commit = None;
+            }
             (Hold { inner: self.0.clone(), number, permit: Some(permit) }, state)
         };
         let mut slot = Slot::new(hold, remote.clone(), mirror);

@@ -5,8 +5,13 @@ use shoal_agents::workspace::{Kept, Want};
 
 use crate::support::{BRANCH, Origin, Worker, change, git, listing, want, write};
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn kept_work_goes_on_where_it_was_on_the_same_worker() {
+    // Spawned, as a worker does.
+    tokio::spawn(goes_on()).await.unwrap();
+}
+
+async fn goes_on() {
     let (origin, worker) = (Origin::new(), Worker::new().await);
     let (slot, _) = worker.begin(&origin.remote()).await;
     write(&slot.tree(), "new", "x\n");
