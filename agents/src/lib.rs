@@ -19,6 +19,7 @@ pub mod implementer;
 pub mod line;
 pub mod model;
 pub mod playbook;
+pub mod prompt;
 pub mod retry;
 pub mod secret;
 pub mod shell;

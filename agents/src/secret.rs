@@ -1,13 +1,21 @@
 //! Secrets: values that are wiped when they are dropped, and the mask over everything that leaves the worker.
 
+mod known;
+mod mask;
+mod written;
+
+pub use known::find_known;
+pub use mask::{Mask, MaskStream, TooShort};
+
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-/// A secret value. Its memory is wiped when it is dropped; it prints as `***`.
-#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+/// A secret value. Its memory is wiped when it is dropped; it prints as `***`. It has no `Clone` and no serde, so that no
+/// copy is made by the way: share it as an `Arc`.
+#[derive(Zeroize, ZeroizeOnDrop)]
 pub struct Secret(String);
 
 impl Secret {
-    /// Takes a value over.
+    /// Takes a value over, without copying it.
     pub fn new(value: String) -> Self {
         Self(value)
     }
@@ -21,21 +29,5 @@ impl Secret {
 impl std::fmt::Debug for Secret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("***")
-    }
-}
-
-/// Hides every known secret in texts and streams.
-#[derive(Clone, Debug, Default)]
-pub struct Mask {}
-
-impl Mask {
-    /// A mask over these.
-    pub fn new(_secrets: &[Secret]) -> Self {
-        Self {}
-    }
-
-    /// The text without them.
-    pub fn text(&self, text: &str) -> String {
-        text.to_owned()
     }
 }

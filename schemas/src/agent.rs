@@ -148,13 +148,18 @@ pub const CONTAINER_RUNTIMES: [&str; 3] = ["docker", "containerd", "kubernetes"]
 impl AgentRecord {
     /// Whether it runs workloads of this kind now, as far as its runtimes go.
     pub fn runs(&self, kind: &str) -> bool {
-        let works = |name: &str| self.runtimes.get(name).is_some_and(|runtime| runtime.reason.is_none());
+        let works = |name: &str| self.runs_in(name);
         match kind {
             "container" => CONTAINER_RUNTIMES.into_iter().any(works),
             // A call over NATS, whatever it reaches.
             "invoke" => works("call"),
             kind => works(kind),
         }
+    }
+
+    /// Whether its runtime of this name works.
+    pub fn runs_in(&self, runtime: &str) -> bool {
+        self.runtimes.get(runtime).is_some_and(|runtime| runtime.reason.is_none())
     }
 }
 

@@ -5,17 +5,20 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::ids::TaskId;
+use crate::ids::{AgentId, StartId, TaskId};
+use crate::newer::More;
 use crate::playbook::Playbook;
 use crate::quantity::Decimal;
 use crate::strict::InvalidTask;
 use crate::task::check_env;
-use crate::time::HumanDuration;
+use crate::time::{HumanDuration, Timestamp};
 
 /// Longest title: it is the subject line of the commit.
 pub const TITLE_BYTES: usize = 200;
 /// Turns of a model where the job says nothing.
 pub const DEFAULT_TURNS: u32 = 50;
+/// Path of the artifact that holds the change.
+pub const PATCH: &str = "changes.patch";
 /// Work in progress is kept after this many turns, unless the job says otherwise.
 pub const DEFAULT_KEEP_EVERY: u32 = 3;
 
@@ -251,7 +254,51 @@ impl KeepWork {
     }
 }
 
+/// Who has a workspace: `shoal_slots/<worker>.<slot>`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SlotLease {
+    /// The task, as `<queue>.<id>`.
+    pub task: String,
+    /// Which start of it.
+    pub start: StartId,
+    /// The worker on whose disk it is.
+    pub worker: AgentId,
+    /// Which boot of that worker.
+    pub instance: String,
+    /// The repository that is checked out.
+    pub repository: String,
+    /// Since when.
+    pub since: Timestamp,
+    /// Fields of a newer version.
+    #[serde(flatten)]
+    #[schemars(skip)]
+    pub more: More,
+}
+
 impl AgentJob {
+    /// A job of nothing but a repository and a title.
+    pub fn new(repository: impl Into<String>, title: impl Into<String>) -> Self {
+        Self {
+            repository: repository.into(),
+            base: None,
+            branch: None,
+            spec: None,
+            title: title.into(),
+            description: String::new(),
+            acceptance: Vec::new(),
+            dependencies: Vec::new(),
+            skill: None,
+            implementer: Implementer::default(),
+            playbook: None,
+            budget: Budget::default(),
+            push: PushPolicy::default(),
+            runtime: JobRuntime::default(),
+            keep: KeepWork::default(),
+            env: BTreeMap::new(),
+            secrets: BTreeMap::new(),
+        }
+    }
+
     /// The rules between fields that types do not hold.
     pub(crate) fn check(&self) -> Result<(), InvalidTask> {
         let wrong = |field: &str, value: &str, allowed: &str| {

@@ -4,8 +4,8 @@ use schemars::{Schema, schema_for};
 
 use crate::function::EnsureRequest;
 use crate::{
-    AgentRecord, DeadLetter, DoctorReport, Explanation, Function, Instance, QueueSettings, Task, TaskRecord, cancel,
-    containers, http,
+    AgentRecord, DeadLetter, DoctorReport, Explanation, Function, Instance, Playbook, QueueSettings, Task, TaskRecord,
+    cancel, containers, http,
 };
 
 /// File name and schema of every message.
@@ -15,6 +15,7 @@ pub fn all() -> Vec<(&'static str, Schema)> {
         ("task_record.json", schema_for!(TaskRecord)),
         ("agent_record.json", schema_for!(AgentRecord)),
         ("queue_settings.json", schema_for!(QueueSettings)),
+        ("playbook.json", schema_for!(Playbook)),
         ("function.json", schema_for!(Function)),
         ("instance.json", schema_for!(Instance)),
         ("ensure_request.json", schema_for!(EnsureRequest)),

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::function::Function;
 use crate::http::{AgentBeat, AgentRegistration};
+use crate::playbook::Playbook;
 use crate::queue::QueueSettings;
 use crate::task::Task;
 
@@ -62,6 +63,7 @@ static TASK: LazyLock<Value> = LazyLock::new(|| schema_for!(Task).to_value());
 static QUEUE: LazyLock<Value> = LazyLock::new(|| schema_for!(QueueSettings).to_value());
 static FUNCTION: LazyLock<Value> = LazyLock::new(|| schema_for!(Function).to_value());
 static REGISTRATION: LazyLock<Value> = LazyLock::new(|| schema_for!(AgentRegistration).to_value());
+static PLAYBOOK: LazyLock<Value> = LazyLock::new(|| schema_for!(Playbook).to_value());
 static BEAT: LazyLock<Value> = LazyLock::new(|| schema_for!(AgentBeat).to_value());
 
 /// Reads a task as a submitter's: nothing unknown, nothing wrong.
@@ -91,6 +93,19 @@ pub fn agent_registration(value: &Value) -> Result<AgentRegistration, InvalidTas
 /// Reads a heartbeat the same way.
 pub fn agent_beat(value: &Value) -> Result<AgentBeat, InvalidTask> {
     checked(&BEAT, value)
+}
+
+/// Reads a playbook the same way. `at`: its path in what was submitted, empty for a file of its own.
+pub fn playbook(value: &Value, at: &str) -> Result<Playbook, InvalidTask> {
+    let playbook: Playbook = checked(&PLAYBOOK, value).map_err(|error| {
+        if at.is_empty() || error.field.is_empty() {
+            error
+        } else {
+            InvalidTask { field: join(at, &error.field), ..error }
+        }
+    })?;
+    playbook.check(at)?;
+    Ok(playbook)
 }
 
 fn checked<T: serde::de::DeserializeOwned>(schema: &Value, value: &Value) -> Result<T, InvalidTask> {

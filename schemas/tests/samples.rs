@@ -13,16 +13,17 @@ use shoal_schemas::containers::{ContainersReply, ContainersRequest};
 use shoal_schemas::function::EnsureRequest;
 use shoal_schemas::http::{AgentBeat, AgentRegistration, Problem};
 use shoal_schemas::{
-    AgentRecord, DeadLetter, DoctorReport, Explanation, Function, Instance, QueueSettings, Task, TaskRecord, schema,
-    strict,
+    AgentRecord, DeadLetter, DoctorReport, Explanation, Function, Instance, Playbook, QueueSettings, Task, TaskRecord,
+    schema, strict,
 };
 
 /// The name of a message is the start of its samples' names; the longest fitting one counts.
-const MESSAGES: [&str; 23] = [
+const MESSAGES: [&str; 24] = [
     "task_record",
     "task",
     "agent_record",
     "queue_settings",
+    "playbook",
     "function",
     "instance",
     "ensure_request",
@@ -45,7 +46,8 @@ const MESSAGES: [&str; 23] = [
 ];
 
 /// Words that are the default and so never written.
-const LEFT_OUT: [&str; 2] = [r#"queue_settings.on_disconnect = "stop""#, r#"task.on_lost = "retry""#];
+const LEFT_OUT: [&str; 3] =
+    [r#"playbook.steps[].kind = "command""#, r#"queue_settings.on_disconnect = "stop""#, r#"task.on_lost = "retry""#];
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("samples")
@@ -82,6 +84,7 @@ fn every_sample_reads_into_its_type_and_back_byte_for_byte() {
             "task_record" => written::<TaskRecord>(&name, &text),
             "agent_record" => written::<AgentRecord>(&name, &text),
             "queue_settings" => written::<QueueSettings>(&name, &text),
+            "playbook" => written::<Playbook>(&name, &text),
             "function" => written::<Function>(&name, &text),
             "instance" => written::<Instance>(&name, &text),
             "ensure_request" => written::<EnsureRequest>(&name, &text),
@@ -113,6 +116,10 @@ fn task_samples_pass_the_strict_door_too() {
         if message == "task" && name != "task_unknown_field" {
             let value: Value = serde_json::from_str(&text).unwrap();
             strict::task(&value).unwrap_or_else(|error| panic!("{name}.json: {error}"));
+        }
+        if message == "playbook" {
+            strict::playbook(&serde_json::from_str(&text).unwrap(), "")
+                .unwrap_or_else(|error| panic!("{name}.json: {error}"));
         }
         if message == "function" {
             strict::function(&serde_json::from_str(&text).unwrap())

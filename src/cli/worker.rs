@@ -9,6 +9,7 @@ use schemas::{AgentId, Bytes, Cpu, HumanDuration, Limit};
 use worker::RuntimeName;
 use worker::runtime::Bounds;
 
+use super::agent_jobs::AgentJobs;
 use super::containers::Containers;
 use super::stores::Stores;
 use super::{Error, global, pair};
@@ -21,7 +22,7 @@ pub struct Worker {
     /// Its id, the same over restarts [default: one kept in the state folder that no other worker here holds]
     #[arg(long, alias = "worker-id", env = "SHOAL_WORKER_ID", value_name = "ID")]
     pub id: Option<AgentId>,
-    /// What it may run, of call, process, docker, containerd, containers (every engine found) [default: call,containers]
+    /// What it may run, of call, process, docker, containerd, containers (every engine found), agent (where git is found) [default: call,containers,agent]
     #[arg(long, env = "SHOAL_RUNTIMES", value_delimiter = ',', value_parser = runtime, value_name = "NAME,…")]
     pub runtimes: Option<Vec<RuntimeName>>,
     /// Folder for its id and work folders [default: ~/.local/state/shoal]
@@ -100,6 +101,9 @@ pub struct Manner {
     /// What it allows in containers.
     #[command(flatten)]
     pub containers: Containers,
+    /// What it allows agent jobs.
+    #[command(flatten)]
+    pub agent_jobs: AgentJobs,
     /// Free words in the registry; may be repeated
     #[arg(long, env = "SHOAL_LABEL", value_delimiter = ',', value_parser = pair, value_name = "NAME=VALUE")]
     pub label: Vec<(String, String)>,
@@ -154,6 +158,7 @@ impl Manner {
             result_limit: self.result_limit,
             process_limits: Bounds { cpu: self.process_cpu, memory: self.process_memory, pids: self.process_pids },
             containers: self.containers.settings()?,
+            agents: self.agent_jobs.settings()?,
             most_instances: self.max_instances,
             labels: self.label.iter().cloned().collect::<BTreeMap<_, _>>(),
             guard: ::worker::GuardCommand::this_program(),
@@ -237,6 +242,7 @@ pub fn failed(error: ::worker::WorkerError) -> Error {
             "leave `containerd` out of --runtimes, or take a build with the feature `containerd`"
         }
         WorkerError::Docker(_) => "leave `docker` out of --runtimes, or name the engine with --docker-host",
+        WorkerError::Agents(_) => "leave `agent` out of --runtimes, or install git 2.38 or newer",
         WorkerError::Inbox(_) | WorkerError::Broken => "start it again, and look at the server's log",
     };
     let problem = match &error {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use schemas::stores::{RECORDS_KEPT, StoreSettings};
 use schemas::{AgentId, Bytes, HumanDuration, InvalidId, Limit, Names, QueueName};
 
+use crate::agent::settings::AgentSettings;
 use crate::policy::ContainerSettings;
 use crate::runtime::Bounds;
 use crate::runtime::process::GuardCommand;
@@ -25,7 +26,7 @@ pub struct Config {
     pub queues: Queues,
     /// Attempts at once.
     pub slots: usize,
-    /// What it runs; `None`: `call` and every container engine found.
+    /// What it runs; `None`: `call`, every container engine found, and agent jobs where git is.
     pub runtimes: Option<Vec<RuntimeName>>,
     /// Ids, work folders.
     pub state_dir: PathBuf,
@@ -47,6 +48,8 @@ pub struct Config {
     pub process_limits: Bounds,
     /// How and what it runs in containers.
     pub containers: ContainerSettings,
+    /// How and what it runs for agent jobs.
+    pub agents: AgentSettings,
     /// Most instances of functions that it holds.
     pub most_instances: usize,
     /// Free words in the registry.
@@ -75,6 +78,7 @@ impl Config {
             result_limit: Bytes::mebi(64),
             process_limits: Bounds { cpu: Limit::Unlimited, memory: Limit::Unlimited, pids: Limit::Unlimited },
             containers: ContainerSettings::default(),
+            agents: AgentSettings::default(),
             most_instances: 100,
             labels: BTreeMap::new(),
             guard,
@@ -95,11 +99,13 @@ pub enum RuntimeName {
     Containerd,
     /// Every container engine that is found.
     Containers,
+    /// Coding-agent jobs, in whichever of the others they ask for.
+    Agent,
 }
 
 impl RuntimeName {
     /// Every word for one.
-    pub const WORDS: [&str; 5] = ["call", "process", "docker", "containerd", "containers"];
+    pub const WORDS: [&str; 6] = ["call", "process", "docker", "containerd", "containers", "agent"];
 }
 
 impl FromStr for RuntimeName {
@@ -112,6 +118,7 @@ impl FromStr for RuntimeName {
             "docker" => Ok(Self::Docker),
             "containerd" => Ok(Self::Containerd),
             "containers" => Ok(Self::Containers),
+            "agent" => Ok(Self::Agent),
             _ => Err(()),
         }
     }

@@ -129,6 +129,9 @@ impl Heartbeat {
         if worker.calls {
             runtimes.insert("call".into(), RuntimeInfo::default());
         }
+        if let Some(agents) = &worker.agents {
+            runtimes.insert("agent".into(), agents.capabilities());
+        }
         AgentRecord {
             id: worker.id.clone(),
             instance: worker.instance.clone(),

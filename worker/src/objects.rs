@@ -4,9 +4,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_nats::jetstream::object_store::{ObjectMetadata, ObjectStore};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE;
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use schemas::record::{Artifact, INLINE_RESULT_BYTES, ObjectRef, TaskResult};
 use schemas::{Code, More, TaskError};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
 use tokio::io::AsyncRead;
 
 use crate::attempt::workload::Work;
@@ -18,6 +22,8 @@ const MOST_FILES: usize = 1_000;
 const MOST_FOUND: usize = 100 * MOST_FILES;
 /// Most bytes of their names: they stand in the record.
 const MOST_NAMES: usize = 64 << 10;
+/// Chunks read at a time.
+const CHUNKS: usize = 100;
 /// After so many failed uploads the rest is not tried.
 const MOST_FAILED: usize = 8;
 /// Most bytes gathered of one attempt.
@@ -40,20 +46,21 @@ pub(crate) enum UploadError {
     File(#[from] std::io::Error),
 }
 
-async fn store(worker: &Worker) -> Result<ObjectStore, UploadError> {
-    let bucket = worker.config.names.artifacts_bucket();
+/// One of the fleet's object stores.
+pub(crate) async fn store(worker: &Worker, bucket: &str) -> Result<ObjectStore, UploadError> {
     let context = async_nats::jetstream::new(worker.js.client().clone());
     context.get_object_store(bucket).await.map_err(|error| UploadError::Store(error.to_string()))
 }
 
-/// Puts one object. A failure takes back what it stored, as far as the store does.
+/// Puts one object into `bucket`. A failure takes back what it stored, as far as the store does.
 pub(crate) async fn put(
     worker: &Worker,
+    bucket: &str,
     name: String,
     bytes: u64,
     body: &mut (impl AsyncRead + Unpin),
 ) -> Result<ObjectRef, UploadError> {
-    let store = store(worker).await?;
+    let store = store(worker, bucket).await?;
     let meta = ObjectMetadata { name, chunk_size: Some(256 << 10), ..ObjectMetadata::default() };
     let patience = UPLOAD_PATIENCE + Duration::from_secs(bytes >> 20);
     let info = tokio::time::timeout(patience, store.put(meta, body))
@@ -68,6 +75,54 @@ pub(crate) async fn put(
     })
 }
 
+/// How an object store describes an object.
+#[derive(Deserialize)]
+struct Meta {
+    nuid: String,
+    size: u64,
+    digest: String,
+    #[serde(default)]
+    deleted: bool,
+}
+
+/// An object of at most `most` bytes, whole; `None` where there is none. Its chunks are read in pages: the client crate's
+/// reader makes a consumer for each object.
+pub(crate) async fn get(worker: &Worker, bucket: &str, name: &str, most: u64) -> Result<Option<Vec<u8>>, String> {
+    let stream = format!("OBJ_{bucket}");
+    let failed = |error: jetstream::ApiError| error.to_string();
+    let meta = format!("$O.{bucket}.M.{}", URL_SAFE.encode(name));
+    let Some(meta) = worker.js.last(&stream, &meta).await.map_err(failed)? else { return Ok(None) };
+    let meta: Meta = serde_json::from_slice(&meta.payload).map_err(|error| error.to_string())?;
+    if meta.deleted {
+        return Ok(None);
+    }
+    if meta.size > most {
+        return Err(format!("it has {} bytes, more than the {most} that are taken", meta.size));
+    }
+    let chunks = format!("$O.{bucket}.C.{}", meta.nuid);
+    let (mut bytes, mut from) = (Vec::new(), 1);
+    let mut missing = 0;
+    while (bytes.len() as u64) < meta.size {
+        let page = worker.js.page(&stream, &chunks, from, CHUNKS).await.map_err(failed)?;
+        if page.messages.is_empty() {
+            missing += 1;
+            if missing > MOST_FAILED {
+                return Err(format!("only {} of {} bytes are there", bytes.len(), meta.size));
+            }
+            // A replica may trail.
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+        for chunk in page.messages {
+            from = chunk.sequence + 1;
+            bytes.extend_from_slice(&chunk.payload);
+        }
+    }
+    match format!("SHA-256={}", URL_SAFE.encode(Sha256::digest(&bytes))) == meta.digest {
+        true => Ok(Some(bytes)),
+        false => Err("its digest is wrong".to_owned()),
+    }
+}
+
 /// Keeps a result that is in memory.
 pub async fn keep_result(worker: &Worker, work: &Work, bytes: &[u8]) -> Result<TaskResult, TaskError> {
     if bytes.len() <= INLINE_RESULT_BYTES {
@@ -76,7 +131,7 @@ pub async fn keep_result(worker: &Worker, work: &Work, bytes: &[u8]) -> Result<T
     check_size(worker, bytes.len() as u64)?;
     let name = worker.config.names.artifact_name(&work.key, &work.start, RESULT_NAME);
     let mut body = bytes;
-    put(worker, name, bytes.len() as u64, &mut body).await.map(TaskResult::Object).map_err(not_kept)
+    put(worker, &worker.config.names.artifacts_bucket(), name, bytes.len() as u64, &mut body).await.map(TaskResult::Object).map_err(not_kept)
 }
 
 /// Keeps what a workload wrote to its result file; nothing written is no result.
@@ -97,7 +152,7 @@ pub async fn keep_result_file(worker: &Worker, work: &Work, file: &Path) -> Resu
     }
     let name = worker.config.names.artifact_name(&work.key, &work.start, RESULT_NAME);
     let mut body = tokio::io::BufReader::with_capacity(256 << 10, tokio::fs::File::open(file).await.map_err(read)?);
-    put(worker, name, size, &mut body).await.map(|object| Some(TaskResult::Object(object))).map_err(not_kept)
+    put(worker, &worker.config.names.artifacts_bucket(), name, size, &mut body).await.map(|object| Some(TaskResult::Object(object))).map_err(not_kept)
 }
 
 fn check_size(worker: &Worker, size: u64) -> Result<(), TaskError> {
@@ -161,7 +216,7 @@ pub async fn gather(worker: &Worker, work: &Work, folder: &Path, warnings: &mut 
 async fn upload(worker: &Worker, work: &Work, folder: &Path, path: &str, bytes: u64) -> Result<ObjectRef, UploadError> {
     let name = worker.config.names.artifact_name(&work.key, &work.start, path);
     let file = tokio::fs::File::open(folder.join(path)).await?;
-    put(worker, name, bytes, &mut tokio::io::BufReader::with_capacity(256 << 10, file)).await
+    put(worker, &worker.config.names.artifacts_bucket(), name, bytes, &mut tokio::io::BufReader::with_capacity(256 << 10, file)).await
 }
 
 /// The globs of a task, as they are matched against paths below its working directory.

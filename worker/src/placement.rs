@@ -6,8 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use schemas::agent::CONTAINER_RUNTIMES;
+use schemas::agent_job::JobRuntime;
 use schemas::{AgentRecord, AgentStatus, Code, QueueName, TaskError, Workload};
 
+use crate::agent::settings::runtime_name;
 use crate::runtime::Runtime;
 use crate::worker::Worker;
 
@@ -28,7 +30,10 @@ pub fn runtime<'a>(worker: &'a Worker, workload: &Workload) -> Result<&'a Arc<dy
         Workload::Call(_) | Workload::Invoke(_) => &["call"],
         Workload::Process(_) => &["process"],
         Workload::Container(_) => &CONTAINER_RUNTIMES,
-        Workload::Agent(_) => &["agent"],
+        Workload::Agent(job) => std::slice::from_ref(match job.runtime {
+            JobRuntime::Process => &"process",
+            JobRuntime::Docker(_) => &"docker",
+        }),
     };
     let mut down = None;
     for runtime in names.iter().filter_map(|name| worker.runtimes.get(name)) {
@@ -48,6 +53,7 @@ pub fn runtime<'a>(worker: &'a Worker, workload: &Workload) -> Result<&'a Arc<dy
             if worker.calls {
                 allowed.insert(0, "call");
             }
+            allowed.extend(worker.agents.as_ref().map(|_| "agent"));
             let allowed = allowed.join(", ");
             let message = format!("the worker {} does not run `{kind}` workloads; it allows {allowed}", worker.id);
             TaskError::new(Code::RuntimeNotAllowed, message)
@@ -59,8 +65,66 @@ pub fn runtime<'a>(worker: &'a Worker, workload: &Workload) -> Result<&'a Arc<dy
 pub fn hindrance(worker: &Worker, workload: &Workload) -> Option<TaskError> {
     match workload {
         Workload::Call(_) | Workload::Invoke(_) if worker.calls => None,
+        Workload::Agent(job) => match &worker.agents {
+            Some(agents) => agents.hindrance(worker, job).or_else(|| runtime(worker, workload).err()),
+            None => {
+                let message = format!("the worker {} runs no agent jobs: `agent` is not among its runtimes", worker.id);
+                Some(TaskError::new(Code::RuntimeNotAllowed, message))
+            }
+        },
         workload => runtime(worker, workload).err(),
     }
+}
+
+/// What a workload needs of a worker, as far as the registry shows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Need {
+    /// The word of its kind.
+    pub kind: &'static str,
+    /// The runtime of an agent job's commands.
+    runtime: Option<&'static str>,
+    /// What an agent job's worker must be skilled in.
+    skill: Option<String>,
+}
+
+impl Need {
+    /// Of this workload.
+    pub fn of(workload: &Workload) -> Self {
+        let (runtime, skill) = match workload {
+            Workload::Agent(job) => (Some(runtime_name(job)), job.skill.clone()),
+            Workload::Call(_) | Workload::Invoke(_) | Workload::Process(_) | Workload::Container(_) => (None, None),
+        };
+        Self { kind: workload.kind(), runtime, skill }
+    }
+
+    fn is_met(&self, agent: &AgentRecord) -> bool {
+        let skilled = |skill: &String| is_skilled(skill, agent.queues.iter(), agent.labels.get(SKILLS));
+        agent.runs(self.kind)
+            && self.runtime.is_none_or(|runtime| agent.runs_in(runtime))
+            && self.skill.as_ref().is_none_or(skilled)
+    }
+}
+
+impl std::fmt::Display for Need {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "`{}` workloads", self.kind)?;
+        if let Some(runtime) = self.runtime {
+            write!(f, " in the runtime `{runtime}`")?;
+        }
+        match &self.skill {
+            Some(skill) => write!(f, " with the skill `{skill}`"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The label of a worker that lists its skills, separated by commas or spaces.
+pub const SKILLS: &str = "skills";
+
+/// Whether a worker of these queues and this label has a skill.
+pub fn is_skilled<'a>(skill: &str, mut queues: impl Iterator<Item = &'a QueueName>, label: Option<&String>) -> bool {
+    let words = label.map(String::as_str).unwrap_or_default();
+    queues.any(|queue| queue.as_str() == skill) || words.split([',', ' ']).any(|word| word == skill)
 }
 
 /// Who else could run a workload, the best case counted.
@@ -89,23 +153,23 @@ pub fn pause(waited: Duration, others: Others) -> Duration {
 /// What the registry lately said of who runs what.
 #[derive(Debug, Default)]
 pub struct Looks {
-    /// By queue and kind: when it was asked, and the answer.
+    /// By queue and need: when it was asked, and the answer.
     kept: Mutex<HashMap<Question, (Instant, Others)>>,
 }
 
-/// A queue and a kind of workload.
-type Question = (QueueName, &'static str);
+/// A queue, and what is needed.
+type Question = (QueueName, Need);
 
 /// Who else of this queue runs such workloads. What cannot be read counts as busy: nothing wrong is said.
-pub async fn others(worker: &Worker, queue: &QueueName, kind: &'static str) -> Others {
+pub async fn others(worker: &Worker, queue: &QueueName, need: &Need) -> Others {
     let kept = |looks: &Looks| {
         let looks = looks.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        looks.get(&(queue.clone(), kind)).filter(|(at, _)| at.elapsed() < LOOK_KEPT).map(|(_, others)| *others)
+        looks.get(&(queue.clone(), need.clone())).filter(|(at, _)| at.elapsed() < LOOK_KEPT).map(|(_, others)| *others)
     };
     if let Some(others) = kept(&worker.looks) {
         return others;
     }
-    let others = match look(worker, queue, kind).await {
+    let others = match look(worker, queue, need).await {
         Ok(others) => others,
         Err(error) => {
             tracing::debug!(%error, "registry not readable");
@@ -113,11 +177,11 @@ pub async fn others(worker: &Worker, queue: &QueueName, kind: &'static str) -> O
         }
     };
     let mut looks = worker.looks.kept.lock().unwrap_or_else(PoisonError::into_inner);
-    looks.insert((queue.clone(), kind), (Instant::now(), others));
+    looks.insert((queue.clone(), need.clone()), (Instant::now(), others));
     others
 }
 
-async fn look(worker: &Worker, queue: &QueueName, kind: &str) -> Result<Others, jetstream::ApiError> {
+async fn look(worker: &Worker, queue: &QueueName, need: &Need) -> Result<Others, jetstream::ApiError> {
     let names = &worker.config.names;
     let (stream, subjects) = (format!("KV_{}", names.agents_bucket()), names.agents_subjects());
     let offline = worker.config.heartbeat * 3;
@@ -132,7 +196,7 @@ async fn look(worker: &Worker, queue: &QueueName, kind: &str) -> Result<Others, 
                 // What a newer version means by its word is not known; others that are sure take the task.
                 AgentStatus::Draining | AgentStatus::Offline | AgentStatus::Newer(_) => false,
             };
-            if lives && agent.id != worker.id && agent.queues.contains(queue) && agent.runs(kind) {
+            if lives && agent.id != worker.id && agent.queues.contains(queue) && need.is_met(&agent) {
                 let takes = agent.status == AgentStatus::Ready && agent.running_count < agent.slots;
                 best = best.max(if takes { Others::Free } else { Others::Busy });
             }

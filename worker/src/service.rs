@@ -98,7 +98,8 @@ async fn start(worker: &Arc<Worker>) -> Result<(Service, Requests), async_nats::
 fn metadata(worker: &Worker) -> HashMap<String, String> {
     let queues: Vec<&str> = worker.queues.iter().map(|queue| queue.name.as_str()).collect();
     let calls = worker.calls.then_some("call");
-    let runtimes: Vec<&str> = calls.into_iter().chain(worker.runtimes.keys().copied()).collect();
+    let agents = worker.agents.as_ref().map(|_| "agent");
+    let runtimes: Vec<&str> = calls.into_iter().chain(worker.runtimes.keys().copied()).chain(agents).collect();
     [
         ("worker", worker.id.to_string()),
         ("instance", worker.instance.clone()),

@@ -10,6 +10,7 @@ use schemas::{AgentId, AgentRecord, QueueName, QueueSettings, StartId, TaskKey, 
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::agent::Agents;
 use crate::config::Config;
 use crate::cordon::Cordon;
 use crate::folder::Folders;
@@ -46,6 +47,8 @@ pub struct Worker {
     pub handlers: Handlers,
     /// By name, only those it allows.
     pub runtimes: BTreeMap<&'static str, Arc<dyn Runtime>>,
+    /// What it has for agent jobs, if it runs them.
+    pub agents: Option<Agents>,
     /// Whether `call` workloads are allowed.
     pub calls: bool,
     /// In the order of `config.queues`.

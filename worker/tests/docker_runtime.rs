@@ -92,6 +92,7 @@ impl Fixture {
             notes: Notes::nowhere(),
             limits: ContainerSettings::default().limits,
             alive_until: None,
+            binds: Vec::new(),
         }
     }
 

@@ -101,6 +101,7 @@ fn job(folder: &Path, command: &[&str]) -> Job {
         notes: shoal_worker::logs::Notes::nowhere(),
         limits: UNLIMITED,
         alive_until: None,
+        binds: Vec::new(),
     }
 }
 

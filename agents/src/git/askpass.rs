@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::secret::Secret;
+use std::sync::Arc;
 
 /// What a remote takes. The token exists in git's own child only, while it runs.
 #[derive(Clone, Debug)]
@@ -12,7 +13,7 @@ pub struct Login {
     /// Whatever the host wants there; many take any word beside a token.
     pub user: String,
     /// Password or token.
-    pub token: Secret,
+    pub token: Arc<Secret>,
 }
 
 pub(super) const ORIGIN: &str = "SHOAL_GIT_ORIGIN";

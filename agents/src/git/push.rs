@@ -104,6 +104,22 @@ impl Repo {
         Ok(subjects.peek().is_some() && subjects.all(|subject| subject.starts_with(order.mark.as_bytes())))
     }
 
+    /// Deletes one reference of the remote's, if it is still at this commit.
+    pub(crate) async fn withdraw(&self, commit: &Commit, name: &str) -> Result<(), GitError> {
+        self.transport()?;
+        let lease = format!("--force-with-lease={name}:{commit}");
+        let args = ["push", "--porcelain", "--no-verify", "--no-signed", "--recurse-submodules=no", &lease, "--"];
+        let call = self.call().network().args(args).args([self.remote.url.as_str(), &format!(":{name}")]);
+        let output = call.run().await.map_err(GitError::of_push)?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        // Not there, or at another commit by now: nothing of ours.
+        let is_gone = said.contains("stale info") || said.contains("remote ref does not exist");
+        if output.status.success() || is_gone {
+            return Ok(());
+        }
+        Err(output.error("push").of_push())
+    }
+
     /// Pushes one commit to one reference. By force only where the reference is kept work.
     pub(crate) async fn push(&self, commit: Option<&Commit>, name: &str) -> Result<(), GitError> {
         self.transport()?;

@@ -278,7 +278,8 @@ fn masked(remote: Option<&Remote>, text: &str) -> String {
     let Some(remote) = remote else { return text.to_owned() };
     let text = remote.mask.text(text);
     match &remote.login {
-        Some(login) => Mask::new(std::slice::from_ref(&login.token)).text(&text),
+        // One that is too short to be hidden is refused where a worker is set up.
+        Some(login) => Mask::new([("git", &*login.token)]).unwrap_or_default().text(&text),
         None => text,
     }
 }

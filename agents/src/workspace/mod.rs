@@ -258,6 +258,12 @@ impl Workspaces {
         })))
     }
 
+    /// Major and minor version of the git that is used.
+    pub fn git_version(&self) -> String {
+        let (major, minor) = self.0.git.version();
+        format!("{major}.{minor}")
+    }
+
     /// Takes a slot for a job, clean, waiting until one is free: one that last had this repository, else an unused one,
     /// else the one that is idle longest.
     ///

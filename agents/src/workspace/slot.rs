@@ -288,6 +288,12 @@ impl Slot {
         Ok(Pushed::Done)
     }
 
+    /// Takes a branch back that this job has just made, or was making: it goes from the remote if it is at `commit`.
+    pub async fn take_back(&self, branch: &str, commit: &Commit) -> Result<(), WorkspaceError> {
+        check_branch(branch, "", &self.inner().settings.prefixes)?;
+        Ok(self.repo.withdraw(commit, &format!("refs/heads/{branch}")).await?)
+    }
+
     /// Brings the tree from the change that was last read to a commit, so that it can be tested again. What the
     /// repository ignores stays: what was built is still built.
     pub async fn show(&mut self, commit: &Commit) -> Result<(), WorkspaceError> {

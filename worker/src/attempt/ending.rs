@@ -43,6 +43,7 @@ impl Runner<'_> {
             // Of a call both are the same moment, and a no-op's record is to be small.
             attempt.phases.pulled = done.exit.as_ref().map(|_| pulled);
             attempt.usage = usage;
+            attempt.agent = done.agent;
             if let Some(exit) = &done.exit {
                 attempt.exit_code = exit.code;
                 attempt.signal = exit.signal;
@@ -127,15 +128,15 @@ impl Runner<'_> {
 
     /// Notes in the record why the task cannot start here, and for how long it is put off.
     async fn put_off(&self, record: &mut TaskRecord, hindrance: &TaskError) -> Duration {
-        let kind = self.kind.unwrap_or_default();
-        let others = placement::others(self.worker, &record.queue, kind).await;
+        let need = &self.need;
+        let others = placement::others(self.worker, &record.queue, need).await;
         let (now, worker) = (self.worker.js.now(), self.worker.id.clone());
         let since = record.waiting.as_ref().map_or(now, |waiting| waiting.since);
         let more = record.waiting.take().map(|waiting| waiting.more).unwrap_or_default();
         let (code, message) = if others != Others::Nobody || hindrance.code != Code::RuntimeNotAllowed {
             (hindrance.code, hindrance.message.clone())
         } else {
-            let message = format!("no worker of the queue `{}` runs `{kind}` workloads now", record.queue);
+            let message = format!("no worker of the queue `{}` runs {need} now", record.queue);
             (Code::NoWorker, format!("{message}; {}", hindrance.message))
         };
         let after = placement::pause(now.since(since), others);

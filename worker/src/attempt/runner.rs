@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use jetstream::ApiError;
 use schemas::record::{Attempt, Phases, TaskRecord};
 use schemas::task::Policy;
-use schemas::{AgentId, Code, Order, Outcome, StartId, State, Task, TaskError, TaskKey, Timestamp, header};
+use schemas::{AgentId, Code, Order, Outcome, StartId, State, Task, TaskError, TaskKey, Timestamp, Workload, header};
 use tokio::sync::watch;
 
 use crate::attempt::admit::{Admission, Facts, admit_in_order};
@@ -36,7 +36,7 @@ pub async fn run(worker: Arc<Worker>, delivery: Delivery, slot: Slot, unsure: bo
     let queue = &worker.queues[delivery.queue];
     let goes_on = queue.settings().on_disconnect == schemas::queue::OnDisconnect::Continue;
     let lease = worker.leases.hold(&delivery, queue.ack_wait(), goes_on);
-    let mut runner = Runner { worker: &worker, delivery, lease, kind: None, unsure };
+    let mut runner = Runner { worker: &worker, delivery, lease, need: placement::Need::default(), unsure };
     let verdict = runner.run().await;
     // What is left needs no room: the next task may come while the server hears of this one.
     drop(slot);
@@ -51,8 +51,8 @@ pub(super) struct Runner<'a> {
     pub(super) worker: &'a Arc<Worker>,
     pub(super) delivery: Delivery,
     pub(super) lease: Lease,
-    /// The kind of its workload, once it is read.
-    pub(super) kind: Option<&'static str>,
+    /// What its workload needs, once it is read.
+    pub(super) need: placement::Need,
     unsure: bool,
 }
 
@@ -112,9 +112,12 @@ impl<'a> Runner<'a> {
     /// Judges by the record where that is due, claims where a claim is due, and runs.
     async fn admitted(&mut self, key: TaskKey, task: Arc<Task>) -> Option<Verdict> {
         let once = self.delivery.header(header::ONCE).is_some_and(|value| value.eq_ignore_ascii_case("true"));
-        self.kind = Some(task.workload.kind());
+        self.need = placement::Need::of(&task.workload);
         let hindrance = placement::hindrance(self.worker, &task.workload);
-        let claim_first = claim_is_due(self.unsure, once, self.delivery.count, task.on_lost) || hindrance.is_some();
+        // What an agent job does is seen outside, so nobody else may be at it.
+        let is_seen = matches!(task.workload, Workload::Agent(_));
+        let claim_first =
+            claim_is_due(self.unsure, once, self.delivery.count, task.on_lost) || hindrance.is_some() || is_seen;
         let (mut standing, mut order) = (Standing { revision: 0, record: None }, Order::Same);
         loop {
             if claim_first {
@@ -243,6 +246,8 @@ impl<'a> Runner<'a> {
             task: plan.task.clone(),
             traceparent: self.delivery.header(header::TRACEPARENT).map(str::to_owned),
             alive_until: self.lease.until(),
+            submitted_at: self.delivery.stored_at,
+            earlier: earlier(&fence.record.attempts),
             activity: activity.clone(),
             exited: exited.clone(),
         };
@@ -275,7 +280,7 @@ impl<'a> Runner<'a> {
 
     /// The record says `running` for this start: so that the next boot of this worker knows, should we be killed.
     pub(super) fn note(&self, fence: &Fence<'_>) {
-        self.lease.note(&self.worker.held, &fence.record, self.kind.unwrap_or_default());
+        self.lease.note(&self.worker.held, &fence.record, self.need.kind);
     }
 }
 
@@ -283,6 +288,11 @@ impl<'a> Runner<'a> {
 pub(super) fn next_number(attempts: &[Attempt]) -> NonZeroU32 {
     let spent = attempts.iter().filter_map(|attempt| attempt.number).max();
     spent.map_or(NonZeroU32::MIN, |spent| spent.saturating_add(1))
+}
+
+/// The starts before the last attempt.
+fn earlier(attempts: &[Attempt]) -> Vec<StartId> {
+    attempts.split_last().into_iter().flat_map(|(_, earlier)| earlier).filter_map(|it| it.start.clone()).collect()
 }
 
 /// An attempt that begins, as its record shows it.

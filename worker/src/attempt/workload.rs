@@ -11,7 +11,9 @@ use async_nats::HeaderMap;
 use async_nats::client::{Request, RequestErrorKind};
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
+use schemas::agent_job::JobRuntime;
 use schemas::record::{Artifact, TaskResult, Usage};
+use schemas::transcript::AgentReport;
 use schemas::{Code, Limit, StartId, Task, TaskError, TaskKey, Timestamp, Workload, header};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -22,7 +24,7 @@ use crate::handlers::Call;
 use crate::logs::{Activity, LogSink};
 use crate::runtime::{Bounds, Exit, Job, Runtime, RuntimeError, StartError, Surroundings};
 use crate::worker::Worker;
-use crate::{fail, objects, placement};
+use crate::{agent, fail, objects, placement};
 
 /// Warnings kept of one attempt; the first ones tell the cause.
 const MOST_WARNINGS: usize = 16;
@@ -43,6 +45,10 @@ pub struct Work {
     pub task: Arc<Task>,
     /// Trace context, if it came with one.
     pub traceparent: Option<String>,
+    /// When the task was stored.
+    pub submitted_at: Timestamp,
+    /// The starts before this one, the newest last.
+    pub earlier: Vec<StartId>,
     /// When the workload must be gone unless kept alive.
     pub alive_until: Option<Instant>,
     /// Last sign of life on its output.
@@ -66,11 +72,13 @@ pub struct Done {
     pub artifacts: Vec<Artifact>,
     /// What went wrong without failing it.
     pub warnings: Vec<String>,
+    /// What an agent job did.
+    pub agent: Option<Box<AgentReport>>,
 }
 
 impl Done {
-    pub(super) fn new(end: End) -> Self {
-        Self { end, exit: None, started: None, result: None, artifacts: Vec::new(), warnings: Vec::new() }
+    pub(crate) fn new(end: End) -> Self {
+        Self { end, exit: None, started: None, result: None, artifacts: Vec::new(), warnings: Vec::new(), agent: None }
     }
 }
 
@@ -80,19 +88,18 @@ pub async fn run(worker: &Worker, work: Work, stop: watch::Receiver<Option<Durat
     match &work.task.workload {
         Workload::Call(_) => call(worker, &work, stop).await,
         Workload::Invoke(asked) => Box::pin(invoke::run(worker, &work, asked, stop)).await,
-        workload @ (Workload::Process(_) | Workload::Container(_) | Workload::Agent(_)) => {
-            match placement::runtime(worker, workload) {
-                // Boxed, here and below, so that a call's future stays small: it is moved and allocated once a task.
-                Ok(runtime) => Box::pin(in_runtime(worker, runtime.clone(), work, stop)).await,
-                // It could when the task was admitted.
-                Err(hindrance) => Done::new(End::Stopped(Why::Unstarted(hindrance))),
-            }
-        }
+        Workload::Agent(job) => Box::pin(agent::run::run(worker, &work, job, stop)).await,
+        workload @ (Workload::Process(_) | Workload::Container(_)) => match placement::runtime(worker, workload) {
+            // Boxed, here and below, so that a call's future stays small: it is moved and allocated once a task.
+            Ok(runtime) => Box::pin(in_runtime(worker, runtime.clone(), work, stop)).await,
+            // It could when the task was admitted.
+            Err(hindrance) => Done::new(End::Stopped(Why::Unstarted(hindrance))),
+        },
     }
 }
 
 /// Completes once it is to stop, with the grace. Cancel safe.
-pub(super) async fn stopping(stop: &mut watch::Receiver<Option<Duration>>) -> Duration {
+pub(crate) async fn stopping(stop: &mut watch::Receiver<Option<Duration>>) -> Duration {
     match stop.wait_for(Option::is_some).await {
         Ok(grace) => grace.unwrap_or_default(),
         // The runner is gone, so nobody waits for a gentle end.
@@ -221,6 +228,7 @@ async fn in_runtime(
         notes: output.notes(),
         limits: bounds(&work.task, worker),
         alive_until: work.alive_until,
+        binds: Vec::new(),
     };
     let running = async {
         let mut starting = runtime.start(job);
@@ -383,13 +391,14 @@ fn environment(work: &Work, surroundings: Surroundings) -> BTreeMap<String, Stri
     env
 }
 
-fn bounds(task: &Task, worker: &Worker) -> Bounds {
-    let defaults = match &task.workload {
-        Workload::Container(_) => worker.config.containers.limits,
-        Workload::Process(_) | Workload::Call(_) | Workload::Invoke(_) | Workload::Agent(_) => {
-            worker.config.process_limits
-        }
+/// The bounds of a task, the worker's defaults filled in.
+pub fn bounds(task: &Task, worker: &Worker) -> Bounds {
+    let in_container = match &task.workload {
+        Workload::Container(_) => true,
+        Workload::Agent(job) => matches!(job.runtime, JobRuntime::Docker(_)),
+        Workload::Process(_) | Workload::Call(_) | Workload::Invoke(_) => false,
     };
+    let defaults = if in_container { worker.config.containers.limits } else { worker.config.process_limits };
     Bounds {
         cpu: task.limits.cpu.unwrap_or(defaults.cpu),
         memory: task.limits.memory.unwrap_or(defaults.memory),
@@ -429,6 +438,7 @@ mod tests {
             notes: Notes::nowhere(),
             limits: Bounds { cpu: Limit::Unlimited, memory: Limit::Unlimited, pids: Limit::Unlimited },
             alive_until: None,
+            binds: Vec::new(),
         };
         let start = job.start.clone();
         let _output = runtime.start(job).await.unwrap();

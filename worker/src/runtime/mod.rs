@@ -113,6 +113,8 @@ pub struct Job {
     pub limits: Bounds,
     /// Killed by then unless kept alive; `None` never.
     pub alive_until: Option<Instant>,
+    /// What the worker itself shows a container of its machine, beside what the task asks for; no policy is asked.
+    pub binds: Vec<schemas::task::Mount>,
 }
 
 /// What a workload finds around it.

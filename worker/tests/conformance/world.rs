@@ -120,6 +120,7 @@ impl World {
             notes: Notes::nowhere(),
             limits,
             alive_until: None,
+            binds: Vec::new(),
         }
     }
 

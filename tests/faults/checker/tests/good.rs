@@ -159,6 +159,7 @@ impl<'g> Run<'g> {
                 start: of,
                 bytes: bytes.len() as u64,
                 digest,
+                bucket: None,
                 more: Default::default(),
             });
             self.history.artifacts.insert((self.key(), start.to_owned(), path), Ok(bytes));

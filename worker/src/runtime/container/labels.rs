@@ -191,6 +191,7 @@ mod tests {
             notes: Notes::nowhere(),
             limits: Bounds { cpu: Limit::Unlimited, memory: Limit::Unlimited, pids: Limit::Unlimited },
             alive_until: None,
+            binds: Vec::new(),
         }
     }
 

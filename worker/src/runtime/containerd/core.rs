@@ -163,7 +163,8 @@ impl Core {
         let preparing = self.ensure_image(container, &job.notes);
         let image = given_up.run_until_cancelled(preparing).await.ok_or_else(gave_up)??;
         // Where they lead now: a pull takes its time, and another task may write in one of these folders.
-        let mounts = policy.mounts(&self.settings, container)?;
+        let mut mounts = policy.mounts(&self.settings, container)?;
+        mounts.extend(job.binds.iter().cloned());
         let working_dir = working_dir(container, &image, WORK_FOLDER);
         open_to_all(&job.folder).map_err(|source| StartError::Failed {
             what: format!("the work folder {} cannot be opened to the container", job.folder.display()),

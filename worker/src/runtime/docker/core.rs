@@ -176,7 +176,8 @@ impl Core {
         };
         let (image, network) = given_up.run_until_cancelled(preparing).await.ok_or_else(gave_up)??;
         // Where they lead now: a pull takes its time, and another task may write in one of these folders.
-        let mounts = policy.mounts(&self.settings, container)?;
+        let mut mounts = policy.mounts(&self.settings, container)?;
+        mounts.extend(job.binds.iter().cloned());
         let working_dir = container.working_dir.clone().or(image.working_dir);
         let working_dir = working_dir.unwrap_or_else(|| WORK_FOLDER.to_owned());
         let binds = self.binds.load(Ordering::Relaxed);

@@ -1,0 +1,187 @@
+//! What a worker allows agent jobs, and what it has for them. Secrets are the worker's; a job names them at most.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agents::model::Prices;
+use agents::secret::Secret;
+use globset::GlobBuilder;
+use schemas::agent_job::{AgentJob, Implementer, JobRuntime};
+use schemas::{Bytes, Code, TaskError};
+
+/// The endpoint where a worker is told of none.
+pub const DEFAULT_ENDPOINT: &str = "https://api.openai.com/v1";
+
+/// How and what a worker runs for agent jobs.
+#[derive(Clone, Debug)]
+pub struct AgentSettings {
+    /// Globs of remotes. `None`: every remote that is no path of this machine; an empty list: none.
+    pub repositories: Option<Vec<String>>,
+    /// A branch that is pushed begins with one of these.
+    pub branch_prefixes: Vec<String>,
+    /// How it speaks to git remotes.
+    pub git: GitSettings,
+    /// How it speaks to models.
+    pub model: ModelSettings,
+    /// Secrets that jobs may name for their commands.
+    pub secrets: BTreeMap<String, Arc<Secret>>,
+    /// Whether commands may be agent programs, beside models.
+    pub commands: bool,
+    /// Most of the disk that mirrors and workspaces take.
+    pub disk: Bytes,
+    /// A question to people is open for so long.
+    pub question_timeout: Duration,
+    /// REST services beside NATS.
+    pub outside: Outside,
+}
+
+/// How it speaks to git remotes.
+#[derive(Clone, Debug)]
+pub struct GitSettings {
+    /// For https remotes.
+    pub user: String,
+    /// For https remotes.
+    pub token: Option<Arc<Secret>>,
+    /// For ssh remotes; default `ssh` without questions.
+    pub ssh_command: Option<String>,
+    /// Whose commits these are, as `Name <mail>`.
+    pub author: String,
+}
+
+/// How it speaks to models.
+#[derive(Clone, Debug)]
+pub struct ModelSettings {
+    /// Base URL of an OpenAI-compatible API.
+    pub endpoint: String,
+    /// Its key.
+    pub key: Option<Arc<Secret>>,
+    /// The model of a job that names none.
+    pub model: Option<String>,
+    /// Money per million tokens, by model.
+    pub prices: BTreeMap<String, Prices>,
+}
+
+/// REST services beside NATS, for fleets that have them. Unset means NATS alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outside {
+    /// Hears of states and events.
+    pub task_registry: Option<String>,
+    /// Gives slots.
+    pub repo_pool: Option<String>,
+    /// Takes artifacts.
+    pub artifact_store: Option<String>,
+}
+
+impl Default for AgentSettings {
+    fn default() -> Self {
+        Self {
+            repositories: None,
+            branch_prefixes: vec!["feature/".to_owned()],
+            git: GitSettings {
+                user: "x-access-token".to_owned(),
+                token: None,
+                ssh_command: None,
+                author: "Shoal <shoal@localhost>".to_owned(),
+            },
+            model: ModelSettings {
+                endpoint: DEFAULT_ENDPOINT.to_owned(),
+                key: None,
+                model: None,
+                prices: BTreeMap::new(),
+            },
+            secrets: BTreeMap::new(),
+            commands: true,
+            disk: Bytes(20 << 30),
+            question_timeout: Duration::from_secs(600),
+            outside: Outside::default(),
+        }
+    }
+}
+
+impl AgentSettings {
+    /// Whether a job may run here, as far as settings tell; the refusal names the setting that would allow it.
+    pub fn check(&self, job: &AgentJob, branch: &str) -> Result<(), TaskError> {
+        let forbidden = |message: String| Err(TaskError::new(Code::PolicyForbidden, message));
+        if !self.allows_repository(&job.repository) {
+            return forbidden(format!(
+                "this worker does not work on `{}`; its setting `allowed-repositories` would have to name it",
+                job.repository
+            ));
+        }
+        if !self.branch_prefixes.iter().any(|prefix| branch.starts_with(prefix.as_str())) {
+            return forbidden(format!(
+                "the branch `{branch}` begins with none of {}; its setting `branch-prefixes` would have to name it",
+                self.branch_prefixes.join(", ")
+            ));
+        }
+        match &job.implementer {
+            Implementer::Command(_) if !self.commands => {
+                return forbidden("this worker runs no agent programs (`agent-commands`), only models".to_owned());
+            }
+            Implementer::Command(_) | Implementer::Model(_) => {}
+        }
+        for (variable, name) in &job.secrets {
+            if !self.secrets.contains_key(name) {
+                return forbidden(format!(
+                    "`{variable}` asks for the secret `{name}`; this worker allows jobs no secret of that name (`job-secrets`)"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn allows_repository(&self, repository: &str) -> bool {
+        match &self.repositories {
+            // Whoever may name a path reads what the worker can read.
+            None => !repository.starts_with('/') && !repository.starts_with("file:"),
+            Some(globs) => globs.iter().any(|glob| {
+                GlobBuilder::new(glob).build().is_ok_and(|glob| glob.compile_matcher().is_match(repository))
+            }),
+        }
+    }
+}
+
+/// The name of the runtime that a job's commands run in.
+pub fn runtime_name(job: &AgentJob) -> &'static str {
+    match job.runtime {
+        JobRuntime::Process => "process",
+        JobRuntime::Docker(_) => "docker",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(repository: &str) -> AgentJob {
+        serde_json::from_value(serde_json::json!({"repository": repository, "title": "a"})).unwrap()
+    }
+
+    #[test]
+    fn paths_of_the_machine_are_worked_on_only_where_they_are_named() {
+        let mut settings = AgentSettings::default();
+        settings.check(&job("https://host/a.git"), "feature/a").unwrap();
+        let refused = settings.check(&job("/srv/a.git"), "feature/a").unwrap_err();
+        assert!(refused.message.contains("allowed-repositories"), "{refused:?}");
+        assert!(settings.check(&job("file:///srv/a.git"), "feature/a").is_err());
+        settings.repositories = Some(vec!["/srv/**".to_owned()]);
+        settings.check(&job("/srv/a.git"), "feature/a").unwrap();
+        assert!(settings.check(&job("https://host/a.git"), "feature/a").is_err());
+        settings.repositories = Some(Vec::new());
+        assert!(settings.check(&job("/srv/a.git"), "feature/a").is_err());
+    }
+
+    #[test]
+    fn branches_programs_and_secrets_are_the_workers_decision() {
+        let mut settings = AgentSettings { commands: false, ..AgentSettings::default() };
+        let mut job = job("https://host/a.git");
+        assert!(settings.check(&job, "main").is_err());
+        job.secrets.insert("TOKEN".to_owned(), "npm".to_owned());
+        assert!(settings.check(&job, "feature/a").unwrap_err().message.contains("job-secrets"));
+        settings.secrets.insert("npm".to_owned(), Arc::new(Secret::new("x".repeat(9))));
+        settings.check(&job, "feature/a").unwrap();
+        job.implementer = serde_json::from_value(serde_json::json!({"kind": "command", "command": ["a"]})).unwrap();
+        assert!(settings.check(&job, "feature/a").is_err());
+    }
+}
