@@ -169,7 +169,7 @@ impl ModelImplementer {
         self.fit(room);
         let (mut tried, mut shortened) = (0, 0);
         loop {
-            let most_output = self.allowed(room)?;
+            let most_output = self.allowed(room).map_err(|error| *error)?;
             if tried == 0 && shortened == 0 {
                 let model = self.client.settings().model.clone();
                 room.line.tell(Event::Turn { number: self.used.turns + 1, model });
@@ -247,10 +247,10 @@ impl ModelImplementer {
     }
 
     /// Whether a request may be made, and how much may be written in answer, so that no cap is passed by it.
-    fn allowed(&self, room: &Room<'_>) -> Result<Option<u64>, ImplementError> {
+    fn allowed(&self, room: &Room<'_>) -> Result<Option<u64>, Box<ImplementError>> {
         let allowance = &room.allowance;
         if let Some(error) = allowance.exceeded(&self.used) {
-            return Err(ImplementError::Budget(error));
+            return Err(Box::new(ImplementError::Budget(error)));
         }
         let settings = self.client.settings();
         let input = self.tokens(self.bytes());
@@ -258,7 +258,7 @@ impl ModelImplementer {
         let mut bound = |by: Option<u64>, left: String| match by {
             Some(by) if by < LEAST_OUTPUT => {
                 let message = format!("{left}; the next request alone would read some {input} tokens");
-                Err(ImplementError::Budget(TaskError::new(Code::BudgetExceeded, message)))
+                Err(Box::new(ImplementError::Budget(TaskError::new(Code::BudgetExceeded, message))))
             }
             by => {
                 most = most.into_iter().chain(by).min();
@@ -273,7 +273,7 @@ impl ModelImplementer {
             let Some(prices) = settings.prices else {
                 let words =
                     format!("the worker knows no price of {}, so it cannot hold a budget of money", settings.model);
-                return Err(ImplementError::Rejected(words));
+                return Err(Box::new(ImplementError::Rejected(words)));
             };
             let left = cost.saturating_sub(self.used.cost_micros);
             let read = prices.cost_micros(&Usage { input_tokens: input, ..Usage::default() });

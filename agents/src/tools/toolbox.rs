@@ -163,7 +163,7 @@ enum Failure {
     /// The call cannot be read.
     Malformed(String),
     /// Commands cannot be run.
-    Shell(ShellError),
+    Shell(Box<ShellError>),
 }
 
 impl From<TreeError> for Failure {
@@ -223,7 +223,7 @@ impl Toolbox {
             Ok((text, effect)) => (text, matches!(&effect, Effect::Ran(_, how) if how != "exit code 0"), effect),
             Err(Failure::Told(text)) => (text, true, Effect::Looked),
             Err(Failure::Malformed(text)) => (text, true, Effect::Malformed),
-            Err(Failure::Shell(error)) => return Err(error),
+            Err(Failure::Shell(error)) => return Err(*error),
         };
         Ok(Answer { text: middle_cut(&room.mask.text(&text), RESULT_BYTES), failed, effect })
     }
@@ -315,7 +315,7 @@ async fn run(room: &Room<'_>, args: RunCommand) -> Result<(String, Effect), Fail
     }
     let mut command = Command::line(&args.command, timeout);
     command.folder = folder.path().to_owned();
-    let ran = room.shell.run(command).await.map_err(Failure::Shell)?;
+    let ran = room.shell.run(command).await.map_err(|error| Failure::Shell(Box::new(error)))?;
     Ok((told(&ran), Effect::Ran(args.command, ran.how())))
 }
 
