@@ -68,6 +68,8 @@ pub struct ModelImplementer {
     client: Client,
     limits: Limits,
     tools: Vec<Value>,
+    /// Bytes of them.
+    tools_bytes: usize,
     conversation: Conversation,
     /// Of an earlier attempt; told with the first task.
     resume: Option<String>,
@@ -94,11 +96,13 @@ impl ModelImplementer {
     /// One that goes on from an earlier attempt's progress, if there is one: what was used counts, and what was done is
     /// told to the model.
     pub fn new(client: Client, limits: Limits, resume: Option<Progress>) -> Self {
+        let tools = Toolbox::definitions();
         let (used, summary) = resume.map_or_else(Default::default, |progress| (progress.used, progress.summary));
         Self {
             client,
             limits,
-            tools: Toolbox::definitions(),
+            tools_bytes: tools.iter().map(|tool| tool.to_string().len()).sum(),
+            tools,
             conversation: Conversation::default(),
             resume: Some(summary.clone()).filter(|summary| !summary.is_empty()),
             used,
@@ -118,8 +122,10 @@ impl ModelImplementer {
         loop {
             self.hear(room);
             let answer = self.turn(room).await?;
-            let finish = self.take(room, &toolbox, answer).await?;
+            let taken = self.take(room, &toolbox, answer).await;
+            // Paid is paid, however it ended.
             room.keeper.turn(&self.progress()).await;
+            let finish = taken?;
             // Words that came while the model found its last ones are heard first.
             if let Some(finish) = finish
                 && !self.hear(room)
@@ -223,8 +229,7 @@ impl ModelImplementer {
 
     /// Bytes of the next request that count.
     fn bytes(&self) -> usize {
-        // Envelope and tools: the latter hardly change, so their text is not made again for this.
-        self.conversation.bytes() + 5_000
+        self.conversation.bytes() + self.tools_bytes
     }
 
     /// Tokens that so many bytes are, as the endpoint counted before.

@@ -280,9 +280,15 @@ impl Toolbox {
             Tool::RunCommand => run(room, parsed(tool, arguments)?).await,
             Tool::AskPeople => {
                 let args: AskPeople = parsed(tool, arguments)?;
-                match room.line.ask(&args.question).await {
-                    Ok(answer) => Ok((answer, Effect::Looked)),
-                    Err(unanswered) => Err(Failure::Told(format!("{unanswered}; go on as you think best"))),
+                let ask = room.line.ask(&args.question);
+                let asked = match room.allowance.until {
+                    None => Ok(ask.await),
+                    Some((until, _)) => tokio::time::timeout_at(until.into(), ask).await,
+                };
+                match asked {
+                    Ok(Ok(answer)) => Ok((answer, Effect::Looked)),
+                    Ok(Err(unanswered)) => Err(Failure::Told(format!("{unanswered}; go on as you think best"))),
+                    Err(_) => Err(Failure::Told("nobody answered, and no time is left to wait".to_owned())),
                 }
             }
         }

@@ -189,3 +189,43 @@ async fn a_key_that_an_endpoint_says_back_is_masked() {
     assert!(error.contains("wrong key: ") && !error.contains(crate::support::scripted::KEY), "{error}");
     assert!(!format!("{:?}", bench.people.told()).contains(crate::support::scripted::KEY));
 }
+
+/// What every test here leans on.
+#[test]
+fn the_scripted_model_is_strict() {
+    let server = crate::support::scripted::Scripted::turns(json!([{ "repeat": { "say": "x" } }]));
+    let user = json!({ "role": "user", "content": "hi" });
+    let call = json!({ "id": "a", "type": "function", "function": { "name": "x", "arguments": "{}" } });
+    let calls = json!({ "role": "assistant", "content": null, "tool_calls": [call] });
+    let answer = |id: &str| json!({ "role": "tool", "tool_call_id": id, "content": "" });
+    let mut object = call.clone();
+    object["function"]["arguments"] = json!({});
+    let tool = |parameters: serde_json::Value| json!([{ "type": "function", "function": { "name": "x", "parameters": parameters } }]);
+    let good = json!({ "messages": [user, calls, answer("a")], "tools": tool(json!({ "type": "object" })) });
+    assert_eq!(server.post(&good), 200);
+    assert_eq!(server.violations(), [""; 0]);
+    let bad = [
+        json!({ "messages": [] }),
+        json!({ "messages": [user, calls] }),
+        json!({ "messages": [user, calls, user] }),
+        json!({ "messages": [user, calls, answer("b")] }),
+        json!({ "messages": [user, calls, answer("a"), answer("a")] }),
+        json!({ "messages": [user, calls, answer("a"), calls, answer("a")] }),
+        json!({ "messages": [user, { "role": "assistant", "content": null, "tool_calls": [object] }, answer("a")] }),
+        json!({ "messages": [user, { "role": "assistant", "content": "" }, user] }),
+        json!({ "messages": [user, { "role": "assistant", "content": "last" }] }),
+        json!({ "messages": [{ "role": "robot", "content": "hi" }] }),
+        json!({ "messages": [user, { "role": "system", "content": "late" }] }),
+        json!({ "messages": [user], "max_toks": 5 }),
+        json!({ "messages": [user], "temperature": 3 }),
+        json!({ "messages": [user], "max_completion_tokens": 0 }),
+        json!({ "messages": [user], "stream_options": {} }),
+        json!({ "messages": [user], "tools": tool(json!({ "type": "object", "properties": { "a": { "type": "text" } } })) }),
+        json!({ "messages": [user], "tools": tool(json!({ "type": "object", "required": ["a"] })) }),
+        json!({ "messages": [user], "tools": tool(json!({ "type": "object", "$ref": "#/a" })) }),
+    ];
+    for (number, bad) in bad.iter().enumerate() {
+        assert_eq!(server.post(bad), 400, "{bad}");
+        assert_eq!(server.violations().len(), number + 1);
+    }
+}

@@ -269,3 +269,19 @@ async fn what_a_tool_takes_is_told_where_a_call_is_wrong() {
     let answer = tools.toolbox.call(&tools.bench.room(), "list_files", "").await.unwrap();
     assert!(!answer.failed, "no arguments are none: {}", answer.text);
 }
+
+#[tokio::test]
+async fn no_tool_shows_a_secret_and_no_pattern_can_ask_for_it() {
+    let secret = shoal_agents::secret::Secret::new("hunter2-hunter2-hunter2".to_owned());
+    let mut tools = Tools::new();
+    tools.bench.mask = shoal_agents::secret::Mask::new([("token", &secret)]).unwrap();
+    // One of them at the very place where a line is cut.
+    let text = format!("token = {}\n{}{}\n", secret.expose(), "x".repeat(990), secret.expose());
+    tools.bench.file("config", &text);
+    let mut shown = tools.good("read_file", json!({ "path": "config" })).await;
+    shown += &tools.good("run_command", json!({ "command": "cat config" })).await;
+    shown += &tools.good("search", json!({ "pattern": "token|xx" })).await;
+    assert!(shown.contains("token = ") && !shown.contains("hunter"), "{shown}");
+    assert_eq!(tools.good("search", json!({ "pattern": "hunter2" })).await, "no line matches\n");
+    assert_eq!(tools.bench.read("config"), text);
+}
