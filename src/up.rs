@@ -161,7 +161,7 @@ pub async fn run(args: Up, global: &Global) -> Result<Exit, Error> {
     let names = Names::new(global.prefix.clone());
     let stores = args.stores.settings()?;
     let store = args.store.clone().map_or_else(|| default_state_dir().map(|dir| dir.join("up")), Ok)?;
-    let runtimes = Some(vec![RuntimeName::Call, RuntimeName::Process, RuntimeName::Containers]);
+    let runtimes = Some(vec![RuntimeName::Call, RuntimeName::Process, RuntimeName::Containers, RuntimeName::Agent]);
     let worker = |n: u16| {
         let id = AgentId::new(format!("worker-{n}")).expect("letters, digits and a dash");
         let state_dir = store.join("workers").join(id.as_str());

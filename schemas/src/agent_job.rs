@@ -17,6 +17,8 @@ use crate::time::{HumanDuration, Timestamp};
 pub const TITLE_BYTES: usize = 200;
 /// Turns of a model where the job says nothing.
 pub const DEFAULT_TURNS: u32 = 50;
+/// Path of the artifact that holds the change.
+pub const PATCH: &str = "changes.patch";
 /// Work in progress is kept after this many turns, unless the job says otherwise.
 pub const DEFAULT_KEEP_EVERY: u32 = 3;
 
@@ -274,6 +276,29 @@ pub struct SlotLease {
 }
 
 impl AgentJob {
+    /// A job of nothing but a repository and a title.
+    pub fn new(repository: impl Into<String>, title: impl Into<String>) -> Self {
+        Self {
+            repository: repository.into(),
+            base: None,
+            branch: None,
+            spec: None,
+            title: title.into(),
+            description: String::new(),
+            acceptance: Vec::new(),
+            dependencies: Vec::new(),
+            skill: None,
+            implementer: Implementer::default(),
+            playbook: None,
+            budget: Budget::default(),
+            push: PushPolicy::default(),
+            runtime: JobRuntime::default(),
+            keep: KeepWork::default(),
+            env: BTreeMap::new(),
+            secrets: BTreeMap::new(),
+        }
+    }
+
     /// The rules between fields that types do not hold.
     pub(crate) fn check(&self) -> Result<(), InvalidTask> {
         let wrong = |field: &str, value: &str, allowed: &str| {

@@ -18,6 +18,7 @@ pub mod http;
 pub mod ids;
 pub mod loss;
 pub mod names;
+pub mod nats_agent;
 pub mod newer;
 pub mod order;
 pub mod playbook;

@@ -20,6 +20,8 @@ pub const STEPS: usize = 100;
 pub const TRIES: u32 = 10;
 /// Rounds of a `test` step that says nothing.
 pub const DEFAULT_ROUNDS: u32 = 2;
+/// Most globs of reports of one step.
+const REPORTS: usize = 10;
 /// Longest name of a step.
 const NAME_BYTES: usize = 64;
 /// The step that is thought first where none is written.
@@ -61,6 +63,10 @@ pub struct Step {
     /// twice for `test` steps, else never. Of no use before the implementer has worked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rounds: Option<u32>,
+    /// JUnit XML files that a `test` step writes, as globs below the workspace's root; at most 10. Output of known formats
+    /// is read without them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reports: Vec<String>,
 }
 
 /// What a step does.
@@ -105,6 +111,7 @@ impl Step {
             condition: None,
             fail_fast: true,
             rounds: None,
+            reports: Vec::new(),
         }
     }
 
@@ -210,6 +217,17 @@ impl Step {
         if self.retry_count > TRIES {
             return wrong("retry_count", &self.retry_count.to_string(), "0 to 10");
         }
+        if let Some(glob) = self.reports.first().filter(|_| self.kind != StepKind::Test) {
+            return wrong("reports", glob, "none: they belong to steps of the kind `test`");
+        }
+        if self.reports.len() > REPORTS {
+            return wrong("reports", &format!("{} globs", self.reports.len()), "at most 10");
+        }
+        let leads_out =
+            |glob: &String| glob.is_empty() || glob.starts_with('/') || glob.split('/').any(|part| part == "..");
+        if let Some(glob) = self.reports.iter().find(|glob| leads_out(glob) || glob.len() > TITLE_BYTES) {
+            return wrong("reports", glob, "globs of at most 200 bytes below the workspace's root");
+        }
         if let Some(rounds) = self.rounds.filter(|rounds| *rounds > TRIES) {
             return wrong("rounds", &rounds.to_string(), "0 to 10");
         }
@@ -272,6 +290,12 @@ mod tests {
             (json!([{"name": "a", "command": "x", "timeout": "0s"}]), "steps[0].timeout", "more than zero"),
             (json!([{"name": "a", "command": "x", "retry_count": 11}]), "steps[0].retry_count", "0 to 10"),
             (json!([{"name": "a", "command": "x", "rounds": 11}]), "steps[0].rounds", "0 to 10"),
+            (json!([{"name": "a", "command": "x", "reports": ["a.xml"]}]), "steps[0].reports", "kind `test`"),
+            (
+                json!([{"name": "a", "kind": "test", "command": "x", "reports": ["../a.xml"]}]),
+                "steps[0].reports",
+                "below",
+            ),
             (json!([{"name": "a", "command": "x", "retries": 1}]), "steps[0].retries", "unknown field"),
             (json!([{"name": "a", "command": "x", "fail_fats": true}]), "steps[0].fail_fats", "`fail_fast`"),
             (

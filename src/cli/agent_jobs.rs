@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use agents::model::Prices;
 use agents::secret::Secret;
 use clap::Args;
 use schemas::{Bytes, Decimal, HumanDuration};
 use serde::Deserialize;
-use worker::agent::settings::{AgentSettings, DEFAULT_ENDPOINT, GitSettings, ModelSettings, Outside, Price};
+use worker::agent::settings::{AgentSettings, DEFAULT_ENDPOINT, GitSettings, ModelSettings, Outside};
 
 use super::Error;
 
@@ -46,7 +47,7 @@ pub struct AgentJobs {
     pub model_key_file: Option<PathBuf>,
     /// Money per million tokens, as a mapping: {"some-model": {"input": "1.25", "output": "10"}}
     #[arg(long, env = "SHOAL_MODEL_PRICES", default_value = "{}", value_parser = prices, value_name = crate::config::MAPPING)]
-    pub model_prices: Prices,
+    pub model_prices: AllPrices,
     /// Secrets that jobs may have in the environment of their commands, as npm=env:NPM_TOKEN or npm=file:/run/secrets/npm
     #[arg(long, env = "SHOAL_JOB_SECRETS", value_delimiter = ',', value_name = "NAME=SOURCE,…")]
     pub job_secrets: Vec<SecretSource>,
@@ -71,7 +72,7 @@ pub struct AgentJobs {
 }
 
 /// Money per million tokens, by model.
-pub type Prices = BTreeMap<String, Price>;
+pub type AllPrices = BTreeMap<String, Prices>;
 
 /// Where a secret comes from.
 #[derive(Clone, Debug)]
@@ -105,16 +106,22 @@ impl std::str::FromStr for SecretSource {
     }
 }
 
-fn prices(text: &str) -> Result<Prices, String> {
+fn prices(text: &str) -> Result<AllPrices, String> {
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Written {
         input: Decimal,
+        cached_input: Option<Decimal>,
         output: Decimal,
     }
     let read: BTreeMap<String, Written> = serde_saphyr::from_str(text)
         .map_err(|error| format!("{error}; write {{\"some-model\": {{\"input\": \"1.25\", \"output\": \"10\"}}}}"))?;
-    Ok(read.into_iter().map(|(name, price)| (name, Price { input: price.input, output: price.output })).collect())
+    let prices = |it: Written| Prices {
+        input: it.input,
+        cached_input: it.cached_input.unwrap_or(it.input),
+        output: it.output,
+    };
+    Ok(read.into_iter().map(|(name, written)| (name, prices(written))).collect())
 }
 
 impl AgentJobs {

@@ -1,6 +1,8 @@
 //! The commands, one file each. Here: what there is, what all share, and how an error ends.
 
 pub mod admin;
+pub mod agent;
+pub mod agent_jobs;
 pub mod agents;
 pub mod artifacts;
 pub mod bench;
@@ -113,6 +115,9 @@ pub enum Command {
     Containers(held::Containers),
     /// What waits and runs by queue; caps, pauses, defaults
     Queues(queues::Queues),
+    /// Coding-agent jobs: hand one in, follow it, speak with it, see its change
+    #[command(subcommand)]
+    Agent(agent::Agent),
     /// The registry of workers
     #[command(subcommand)]
     Agents(agents::Agents),
@@ -170,6 +175,7 @@ pub async fn run(invocation: Invocation) -> Result<Exit, Error> {
         Command::Instances(args) => instances::run(args, &on).await,
         Command::Containers(args) => held::run(args, &on).await,
         Command::Queues(args) => queues::run(args, &on).await,
+        Command::Agent(args) => agent::run(args, &on).await,
         Command::Agents(args) => agents::run(args, &on).await,
         Command::Doctor(args) => doctor::run(args, &on).await,
         Command::Config(args) => Ok(config::run(&args, settings, file, global.output)),

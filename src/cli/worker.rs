@@ -242,6 +242,7 @@ pub fn failed(error: ::worker::WorkerError) -> Error {
             "leave `containerd` out of --runtimes, or take a build with the feature `containerd`"
         }
         WorkerError::Docker(_) => "leave `docker` out of --runtimes, or name the engine with --docker-host",
+        WorkerError::Agents(_) => "leave `agent` out of --runtimes, or install git 2.38 or newer",
         WorkerError::Inbox(_) | WorkerError::Broken => "start it again, and look at the server's log",
     };
     let problem = match &error {

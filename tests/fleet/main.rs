@@ -1,6 +1,7 @@
 //! Whole-fleet tests: real nats-server, real `shoal` processes, looked at from outside. One binary, one module a
 //! behaviour; `support` is what they are made of.
 
+mod agent_jobs;
 mod artifacts;
 mod bench;
 mod bulk;

@@ -19,6 +19,7 @@ mod program;
 mod proxy;
 mod raw;
 mod registry;
+pub mod repo;
 mod small_disk;
 mod system;
 mod wait;

@@ -101,6 +101,9 @@ pub enum WorkerError {
     /// It was asked for, and this build has none.
     #[error("this build has no runtime `containerd`")]
     WithoutContainerd,
+    /// Agent jobs were asked for and cannot be run here.
+    #[error("agent jobs do not work here")]
+    Agents(#[from] agent::AgentsError),
     /// The connection is gone for good.
     #[error("the connection to NATS broke for good; nothing can be pulled any more")]
     Broken,
@@ -125,6 +128,7 @@ pub async fn run(
     let js = JetStream::new(connection.client.clone());
     let queues = bind_queues(&js, &config).await?;
     let (calls, runtimes) = allowed_runtimes(&js, &config, &identity, &held).await?;
+    let agents = open_agents(&js, &config, &identity, &runtimes).await?;
     let worker = Arc::new(Worker {
         id: identity.id.clone(),
         instance: identity.instance.clone(),
@@ -135,6 +139,7 @@ pub async fn run(
         slots: Slots::new(config.slots),
         handlers,
         runtimes,
+        agents,
         calls,
         queues,
         running: Running::default(),
@@ -292,6 +297,8 @@ async fn allowed_runtimes(
             }
             RuntimeName::Docker => add_docker(js, config, own, &mut runtimes).await?,
             RuntimeName::Containerd => add_containerd(js, config, own, &mut runtimes).await?,
+            // They run in the others.
+            RuntimeName::Agent => {}
             RuntimeName::Containers => {
                 if docker::found(&config.containers).await {
                     add_docker(js, config, own, &mut runtimes).await?;
@@ -303,6 +310,36 @@ async fn allowed_runtimes(
         }
     }
     Ok((calls, runtimes))
+}
+
+/// What this worker has for agent jobs: where they are named, or nothing is named, git is there, and so is a runtime that
+/// they can run in.
+async fn open_agents(
+    js: &JetStream,
+    config: &Config,
+    own: &Identity,
+    runtimes: &Runtimes,
+) -> Result<Option<agent::Agents>, WorkerError> {
+    let named = config.runtimes.as_ref().map(|names| names.contains(&RuntimeName::Agent));
+    let can_run = runtimes.contains_key("process") || runtimes.contains_key("docker");
+    if named == Some(false) || (named.is_none() && !can_run) {
+        return Ok(None);
+    }
+    let opened = agent::Agents::open(config, &own.id).await;
+    match (opened, named) {
+        (Ok(opened), _) => {
+            if let Err(error) = stores::ensure_agents(js, config).await {
+                tracing::warn!(%error, "not every store of agent jobs is there");
+            }
+            Ok(Some(opened))
+        }
+        (Err(error), None) => {
+            let error: &dyn std::error::Error = &error;
+            tracing::info!(error, "no agent jobs here");
+            Ok(None)
+        }
+        (Err(error), Some(_)) => Err(error.into()),
+    }
 }
 
 /// One that is there already is as good: its engine may have been named and found.

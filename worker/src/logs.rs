@@ -1,7 +1,8 @@
 //! Output of a workload, and what Shoal says beside it, in batches to the stream of logs. One publisher an attempt, so that the stream keeps the order
 //! in which stdout and stderr came; what arrives while one batch is under way makes the next one.
 
-use std::sync::Arc;
+use std::io::Write;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -126,11 +127,26 @@ pub struct LogWriter {
     to: mpsc::Sender<Piece>,
     activity: Activity,
     largest: usize,
+    /// The same in one file, with what is left of its bound.
+    file: Option<Arc<Mutex<(std::fs::File, u64)>>>,
 }
 
 impl LogWriter {
+    /// Writes the same into a file, too, up to `most` bytes. Where it cannot be made, there is none.
+    pub fn into_file(self, path: &std::path::Path, most: u64) -> Self {
+        let file = std::fs::File::create(path).ok();
+        Self { file: file.map(|file| Arc::new(Mutex::new((file, most)))), ..self }
+    }
+
     /// Writes some of it. Waits while the log is behind. Counts as a sign of life of the attempt.
     pub async fn write(&self, source: LogSource, mut bytes: Bytes) {
+        if let Some(file) = &self.file {
+            let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+            let (file, left) = &mut *file;
+            let part = bytes.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
+            // A full disk is told by whatever else is written there.
+            *left = if file.write_all(&bytes[..part]).is_ok() { *left - part as u64 } else { 0 };
+        }
         while !bytes.is_empty() {
             self.activity.touch();
             let part = bytes.split_to(bytes.len().min(self.largest));
@@ -148,7 +164,7 @@ impl LogWriter {
 impl Output {
     /// For a workload that is made of several.
     pub fn writer(self) -> LogWriter {
-        LogWriter { to: self.to, activity: self.activity, largest: self.largest }
+        LogWriter { to: self.to, activity: self.activity, largest: self.largest, file: None }
     }
 
     /// For what Shoal says beside the workload.

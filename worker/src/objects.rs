@@ -4,9 +4,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_nats::jetstream::object_store::{ObjectMetadata, ObjectStore};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE;
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use schemas::record::{Artifact, INLINE_RESULT_BYTES, ObjectRef, TaskResult};
 use schemas::{Code, More, TaskError};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
 use tokio::io::AsyncRead;
 
 use crate::attempt::workload::Work;
@@ -18,6 +22,8 @@ const MOST_FILES: usize = 1_000;
 const MOST_FOUND: usize = 100 * MOST_FILES;
 /// Most bytes of their names: they stand in the record.
 const MOST_NAMES: usize = 64 << 10;
+/// Chunks read at a time.
+const CHUNKS: usize = 100;
 /// After so many failed uploads the rest is not tried.
 const MOST_FAILED: usize = 8;
 /// Most bytes gathered of one attempt.
@@ -67,6 +73,54 @@ pub(crate) async fn put(
         digest: info.digest.unwrap_or_default(),
         more: More::default(),
     })
+}
+
+/// How an object store describes an object.
+#[derive(Deserialize)]
+struct Meta {
+    nuid: String,
+    size: u64,
+    digest: String,
+    #[serde(default)]
+    deleted: bool,
+}
+
+/// An object of at most `most` bytes, whole; `None` where there is none. Its chunks are read in pages: the client crate's
+/// reader makes a consumer for each object.
+pub(crate) async fn get(worker: &Worker, bucket: &str, name: &str, most: u64) -> Result<Option<Vec<u8>>, String> {
+    let stream = format!("OBJ_{bucket}");
+    let failed = |error: jetstream::ApiError| error.to_string();
+    let meta = format!("$O.{bucket}.M.{}", URL_SAFE.encode(name));
+    let Some(meta) = worker.js.last(&stream, &meta).await.map_err(failed)? else { return Ok(None) };
+    let meta: Meta = serde_json::from_slice(&meta.payload).map_err(|error| error.to_string())?;
+    if meta.deleted {
+        return Ok(None);
+    }
+    if meta.size > most {
+        return Err(format!("it has {} bytes, more than the {most} that are taken", meta.size));
+    }
+    let chunks = format!("$O.{bucket}.C.{}", meta.nuid);
+    let (mut bytes, mut from) = (Vec::new(), 1);
+    let mut missing = 0;
+    while (bytes.len() as u64) < meta.size {
+        let page = worker.js.page(&stream, &chunks, from, CHUNKS).await.map_err(failed)?;
+        if page.messages.is_empty() {
+            missing += 1;
+            if missing > MOST_FAILED {
+                return Err(format!("only {} of {} bytes are there", bytes.len(), meta.size));
+            }
+            // A replica may trail.
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+        for chunk in page.messages {
+            from = chunk.sequence + 1;
+            bytes.extend_from_slice(&chunk.payload);
+        }
+    }
+    match format!("SHA-256={}", URL_SAFE.encode(Sha256::digest(&bytes))) == meta.digest {
+        true => Ok(Some(bytes)),
+        false => Err("its digest is wrong".to_owned()),
+    }
 }
 
 /// Keeps a result that is in memory.

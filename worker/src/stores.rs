@@ -27,6 +27,25 @@ pub async fn ensure_queue(js: &JetStream, config: &Config, queue: &QueueName) ->
     js.ensure_consumer(&stream, &spec).await
 }
 
+/// The stores of agent jobs, where a fleet of an older version has none yet.
+pub async fn ensure_agents(js: &JetStream, config: &Config) -> Result<(), ApiError> {
+    let names = &config.names;
+    let own = [
+        format!("OBJ_{}", names.kept_bucket(14)),
+        format!("OBJ_{}", names.kept_bucket(30)),
+        format!("KV_{}", names.slots_bucket()),
+        format!("KV_{}", names.playbooks_bucket()),
+        names.talk_stream(),
+    ];
+    let specs = names.streams(&config.stores, js.client().max_payload());
+    for spec in specs.iter().filter(|spec| own.contains(&spec.name)) {
+        if js.stream_state(&spec.name).await?.is_none() {
+            js.ensure_stream(spec, Ensure::Create).await?;
+        }
+    }
+    Ok(())
+}
+
 /// What is set for a queue; the defaults where nothing is.
 pub async fn read_settings(js: &JetStream, config: &Config, queue: &QueueName) -> Result<QueueSettings, ApiError> {
     let names = &config.names;

@@ -1,5 +1,8 @@
 //! Who writes the change: a model with tools of ours, or any agent program.
 
+pub mod acp;
+pub mod command;
+
 use std::path::Path;
 
 use futures_util::future::BoxFuture;

@@ -9,8 +9,8 @@ use super::answer::Usage;
 pub struct Prices {
     /// Tokens read.
     pub input: Decimal,
-    /// Tokens read that the endpoint had cached; default the price of any.
-    pub cached_input: Option<Decimal>,
+    /// Tokens read that the endpoint had cached.
+    pub cached_input: Decimal,
     /// Tokens written.
     pub output: Decimal,
 }
@@ -21,7 +21,7 @@ impl Prices {
         let cached = usage.cached_tokens.min(usage.input_tokens);
         let part = |tokens: u64, price: Decimal| u128::from(tokens) * u128::from(price.micros());
         let all = part(usage.input_tokens - cached, self.input)
-            + part(cached, self.cached_input.unwrap_or(self.input))
+            + part(cached, self.cached_input)
             + part(usage.output_tokens, self.output);
         u64::try_from(all.div_ceil(1_000_000)).unwrap_or(u64::MAX)
     }
@@ -41,7 +41,7 @@ mod tests {
     #[test]
     fn cost_is_rounded_up_and_cached_tokens_have_a_price_of_their_own() {
         let decimal = |text: &str| text.parse::<Decimal>().unwrap();
-        let prices = Prices { input: decimal("3"), cached_input: Some(decimal("0.3")), output: decimal("15") };
+        let prices = Prices { input: decimal("3"), cached_input: decimal("0.3"), output: decimal("15") };
         let usage = Usage { input_tokens: 1_000_000, cached_tokens: 500_000, output_tokens: 100_000 };
         assert_eq!(prices.cost_micros(&usage), 1_500_000 + 150_000 + 1_500_000);
         let one = Usage { input_tokens: 0, cached_tokens: 9, output_tokens: 0 };

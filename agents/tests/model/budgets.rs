@@ -60,8 +60,7 @@ async fn money_is_held_and_counted_with_cached_tokens_cheaper() {
         { "say": "never asked for" },
     ]));
     let decimal = |text: &str| text.parse::<schemas::Decimal>().unwrap();
-    bench.settings.prices =
-        Some(Prices { input: decimal("2"), cached_input: Some(decimal("1")), output: decimal("10") });
+    bench.settings.prices = Some(Prices { input: decimal("2"), cached_input: decimal("1"), output: decimal("10") });
     bench.allowance.cost_micros = Some(200_000);
     // 0.10 + 0.05 + 0.01; the next would read for 0.20 more.
     assert_eq!(ends(&bench, "0.04 of 0.2 of money is left").await.cost_micros, 160_000);

@@ -27,9 +27,13 @@ impl Scripted {
         let mut script = tempfile::NamedTempFile::new().unwrap();
         let text = json!({ "key": KEY, "model": MODEL, "conversations": conversations }).to_string();
         script.write_all(text.as_bytes()).unwrap();
-        let server = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/model/server.py");
+        // This file is part of two packages.
+        let server = |root: &std::path::Path| root.join("tests/model/server.py");
+        let roots = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
+        let server = roots.map(server).find(|server| server.exists()).expect("the scripted model");
         let mut child = Command::new("python3")
-            .args([server, "--script"])
+            .arg(server)
+            .arg("--script")
             .arg(script.path())
             .stdout(Stdio::piped())
             .stdin(Stdio::null())

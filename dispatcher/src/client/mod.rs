@@ -22,6 +22,7 @@ mod result;
 mod retry;
 mod shown;
 mod submit;
+mod talk;
 mod wait;
 
 pub use agents::{AgentView, OFFLINE_AFTER, judged};
@@ -44,6 +45,7 @@ pub use list::{ListCursor, ListFilter, ListItem, Listing};
 pub use logs::{LogChunk, LogCursor, LogOptions};
 pub use queues::QueueView;
 pub use record::Recorded;
+pub use talk::{OpenQuestion, Told};
 pub use submit::{Holder, Submission, SubmitError, SubmitOptions, Submitted};
 
 use ::functions::Caller;

@@ -49,7 +49,7 @@ impl Client {
             }
             Some(TaskResult::Object(object)) => {
                 let mut bytes = Vec::new();
-                self.object_to(&object.name, &object.digest, &mut bytes).await?;
+                self.object_to(&self.names.artifacts_bucket(), &object.name, &object.digest, &mut bytes).await?;
                 Ok(Some(bytes.into()))
             }
             Some(TaskResult::Newer(_)) => Err(of_a_newer_kind(record)),
@@ -64,7 +64,8 @@ impl Client {
         out: &mut (impl AsyncWrite + Unpin + Send),
     ) -> Result<u64, ClientError> {
         if let Some(TaskResult::Object(object)) = &record.result {
-            return self.object_to(&object.name, &object.digest, out).await;
+            let bucket = self.names.artifacts_bucket();
+            return self.object_to(&bucket, &object.name, &object.digest, out).await;
         }
         let bytes = self.result(record).await?.unwrap_or_default();
         let name = format!("inline result of {}", record.key());
@@ -93,18 +94,19 @@ impl Client {
         out: &mut (impl AsyncWrite + Unpin + Send),
     ) -> Result<u64, ClientError> {
         let name = self.names.artifact_name(&record.key(), &artifact.start, &artifact.path);
-        self.object_to(&name, &artifact.digest, out).await
+        let bucket = artifact.bucket.clone().unwrap_or_else(|| self.names.artifacts_bucket());
+        self.object_to(&bucket, &name, &artifact.digest, out).await
     }
 
     /// Copies an object of the artifacts' store. Its chunks are read in pages: the client crate's reader makes a consumer
     /// for each object, and waits without end where chunks are missing.
     async fn object_to(
         &self,
+        bucket: &str,
         name: &str,
         expected: &str,
         out: &mut (impl AsyncWrite + Unpin + Send),
     ) -> Result<u64, ClientError> {
-        let bucket = self.names.artifacts_bucket();
         let stream = format!("OBJ_{bucket}");
         let meta = self.js.last(&stream, &format!("$O.{bucket}.M.{}", URL_SAFE.encode(name))).await?;
         let gone = || ClientError::NotFound { kind: "object", name: name.to_owned() };

@@ -4,11 +4,9 @@
 use std::time::Duration;
 
 use agents::Progress;
-use async_nats::jetstream::object_store::GetErrorKind;
 use schemas::transcript::TestReport;
 use schemas::{StartId, TaskKey};
 use serde::{Deserialize, Serialize};
-use tokio::io::AsyncReadExt;
 
 use crate::objects::{self, UploadError};
 use crate::worker::Worker;
@@ -83,17 +81,7 @@ pub async fn find(worker: &Worker, key: &TaskKey, starts: &[StartId]) -> Result<
 
 async fn read(worker: &Worker, name: &str) -> Result<Option<(Kept, Vec<u8>)>, String> {
     let bucket = worker.config.names.artifacts_bucket();
-    let store = objects::store(worker, &bucket).await.map_err(|error| error.to_string())?;
-    let mut object = match store.get(name).await {
-        Ok(object) => object,
-        Err(error) if error.kind() == GetErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error.to_string()),
-    };
-    if object.info().size as u64 > LARGEST {
-        return Err(format!("it has {} bytes, more than the {LARGEST} that are taken", object.info().size));
-    }
-    let mut body = Vec::new();
-    object.read_to_end(&mut body).await.map_err(|error| error.to_string())?;
+    let Some(mut body) = objects::get(worker, &bucket, name, LARGEST).await? else { return Ok(None) };
     let at = body.iter().position(|byte| *byte == b'\n').ok_or("it is not of this program")?;
     let kept = serde_json::from_slice(&body[..at]).map_err(|error| error.to_string())?;
     Ok(Some((kept, body.split_off(at + 1))))

@@ -56,6 +56,7 @@ struct Shared {
 struct Told {
     number: u64,
     to: Option<mpsc::UnboundedSender<Entry>>,
+    listeners: Vec<mpsc::UnboundedSender<Entry>>,
 }
 
 #[derive(Default)]
@@ -106,15 +107,30 @@ impl JobLine {
         let Ends { js, names, key, start, since, mask, notes, patience, transcript, give_up } = ends;
         // Unbounded, because what is told is bounded by what the job does, and telling must never wait for the server.
         let (to, from) = mpsc::unbounded_channel();
-        let told = Mutex::new(Told { number: 0, to: Some(to) });
+        let told = Mutex::new(Told { number: 0, to: Some(to), listeners: Vec::new() });
         let shared = Arc::new(Shared { key, start, mask, notes, patience, told, heard: Mutex::default() });
         let carrier = Carrier { js, names, shared: shared.clone(), from, transcript, since, give_up };
         (Self { shared }, carrier)
     }
 
+    /// Everything that is told from now on, in order, until the line ends.
+    pub fn listen(&self) -> mpsc::UnboundedReceiver<Entry> {
+        let (to, from) = mpsc::unbounded_channel();
+        lock(&self.shared.told).listeners.push(to);
+        from
+    }
+
+    /// Takes in what somebody says, as if it had come on the job's subject.
+    pub fn hear(&self, message: Message) {
+        self.shared.hear(message);
+    }
+
     /// Nothing more is told. The carrier ends once all of it is stored.
     pub fn end(&self) {
-        lock(&self.shared.told).to = None;
+        let mut told = lock(&self.shared.told);
+        told.to = None;
+        told.listeners.clear();
+        drop(told);
         // Who still waits for an answer never gets one.
         lock(&self.shared.heard).asked.clear();
     }
@@ -137,8 +153,9 @@ impl Line for JobLine {
             event: masked(&self.shared.mask, event),
             more: More::default(),
         };
-        if told.to.as_ref().is_some_and(|to| to.send(entry).is_ok()) {
+        if told.to.as_ref().is_some_and(|to| to.send(entry.clone()).is_ok()) {
             told.number = number;
+            told.listeners.retain(|listener| listener.send(entry.clone()).is_ok());
         }
     }
 
@@ -315,11 +332,16 @@ impl Hearing {
     }
 
     fn take(&self, payload: &[u8]) {
-        let message = read_message(payload);
-        if message.text.is_empty() || message.queue.is_some_and(|queue| queue != self.shared.key.queue) {
+        self.shared.hear(read_message(payload));
+    }
+}
+
+impl Shared {
+    fn hear(self: &Arc<Self>, message: Message) {
+        if message.text.is_empty() || message.queue.is_some_and(|queue| queue != self.key.queue) {
             return;
         }
-        let mut heard = lock(&self.shared.heard);
+        let mut heard = lock(&self.heard);
         let asked = match &message.answers {
             Some(id) => Some(id.clone()),
             // With one question open it is clear what is meant.
@@ -335,7 +357,7 @@ impl Hearing {
             None => {
                 heard.words.push(message.text.clone());
                 drop(heard);
-                JobLine { shared: self.shared.clone() }.tell(Event::Said { text: message.text });
+                JobLine { shared: self.clone() }.tell(Event::Said { text: message.text });
             }
         }
     }

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use agents::model::Prices;
 use agents::secret::Secret;
 use globset::GlobBuilder;
 use schemas::agent_job::{AgentJob, Implementer, JobRuntime};
-use schemas::{Bytes, Code, Decimal, TaskError};
+use schemas::{Bytes, Code, TaskError};
 
 /// The endpoint where a worker is told of none.
 pub const DEFAULT_ENDPOINT: &str = "https://api.openai.com/v1";
@@ -58,16 +59,7 @@ pub struct ModelSettings {
     /// The model of a job that names none.
     pub model: Option<String>,
     /// Money per million tokens, by model.
-    pub prices: BTreeMap<String, Price>,
-}
-
-/// Money per million tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Price {
-    /// Read.
-    pub input: Decimal,
-    /// Written.
-    pub output: Decimal,
+    pub prices: BTreeMap<String, Prices>,
 }
 
 /// REST services beside NATS, for fleets that have them. Unset means NATS alone.

@@ -70,8 +70,8 @@ pub struct Surroundings<'a> {
     pub attempt: u32,
     /// The workspace's slot: `tree`, `home` and `aside` are below it.
     pub slot: PathBuf,
-    /// Where git keeps what the workspace refers to: seen, not to be changed.
-    pub mirror: PathBuf,
+    /// What the workspace's own git borrows from: seen at this very path, not to be changed.
+    pub objects: PathBuf,
     /// Added to the environment.
     pub env: BTreeMap<String, String>,
     /// Of each command.
@@ -87,12 +87,12 @@ pub struct Surroundings<'a> {
 impl JobShell {
     /// In these surroundings.
     pub fn new(surroundings: Surroundings<'_>) -> Self {
-        let Surroundings { runtime, wish, key, attempt, slot, mirror, env, limits, alive_until, log, mask } = surroundings;
+        let Surroundings { runtime, wish, key, attempt, slot, objects, env, limits, alive_until, log, mask } = surroundings;
         let (seen, container, binds) = match wish {
             JobRuntime::Process => (slot.clone(), None, Vec::new()),
             JobRuntime::Docker(wish) => {
-                let mirror = mirror.display().to_string();
-                let bind = Mount { source: mirror.clone(), target: mirror, read_only: true };
+                let objects = objects.display().to_string();
+                let bind = Mount { source: objects.clone(), target: objects, read_only: true };
                 (PathBuf::from(WORK_FOLDER), Some(container(wish)), vec![bind])
             }
         };
@@ -137,7 +137,7 @@ impl JobShell {
     pub async fn close(&self, grace: Duration) {
         self.inner.closed.cancel();
         let running = self.inner.running.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        futures_util::future::join_all(running.iter().map(|start| async {
+        futures_util::future::join_all(running.iter().map(|start| async move {
             if let Err(error) = self.inner.runtime.stop(start, grace).await {
                 tracing::debug!(%start, %error, "a command of an agent job was not stopped");
             }

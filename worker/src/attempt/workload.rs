@@ -77,7 +77,7 @@ pub struct Done {
 }
 
 impl Done {
-    pub(super) fn new(end: End) -> Self {
+    pub(crate) fn new(end: End) -> Self {
         Self { end, exit: None, started: None, result: None, artifacts: Vec::new(), warnings: Vec::new(), agent: None }
     }
 }
@@ -99,7 +99,7 @@ pub async fn run(worker: &Worker, work: Work, stop: watch::Receiver<Option<Durat
 }
 
 /// Completes once it is to stop, with the grace. Cancel safe.
-pub(super) async fn stopping(stop: &mut watch::Receiver<Option<Duration>>) -> Duration {
+pub(crate) async fn stopping(stop: &mut watch::Receiver<Option<Duration>>) -> Duration {
     match stop.wait_for(Option::is_some).await {
         Ok(grace) => grace.unwrap_or_default(),
         // The runner is gone, so nobody waits for a gentle end.

@@ -60,6 +60,9 @@ impl Role {
         let queues = format!("KV_{}", names.queues_bucket());
         let (functions, instances, wishes) =
             (names.functions_stream(), names.instances_stream(), names.ensure_stream());
+        let (talk, playbooks) = (names.talk_stream(), format!("KV_{}", names.playbooks_bucket()));
+        let objects = [names.artifacts_bucket(), names.kept_bucket(14), names.kept_bucket(30)];
+        let of_objects = objects.iter().map(|bucket| format!("$JS.API.DIRECT.GET.OBJ_{bucket}.>"));
         let of_functions = [read(&functions), read(&instances)].concat();
         // Whoever calls a function.
         let calls = [names.ensure_subjects(), format!("{prefix}.invoke.>"), format!("{prefix}.control.*.info")];
@@ -71,7 +74,9 @@ impl Role {
         match self {
             Self::Submitter => {
                 publish.push(names.tasks_subjects());
-                publish.extend([read(&tasks), read(&records)].concat());
+                publish.extend([read(&tasks), read(&records), read(&talk)].concat());
+                publish.push(names.talk_in_subject("*"));
+                listen.push(names.talk_out_subject("*"));
                 listen.push(format!("{prefix}.events.tasks.>"));
             }
             Self::Worker => {
@@ -84,14 +89,16 @@ impl Role {
                     "$JS.ACK.>".to_owned(),
                     // Answers to whoever asks it.
                     "_INBOX.>".to_owned(),
-                    format!("$JS.API.DIRECT.GET.OBJ_{}.>", names.artifacts_bucket()),
                     kv(names.records_bucket()),
                     kv(names.agents_bucket()),
+                    kv(names.slots_bucket()),
+                    names.talk_out_subject("*"),
+                    // Running jobs, in the agent protocol.
+                    "agents.hb.>".to_owned(),
                     format!("{prefix}.events.>"),
                     format!("{prefix}.control.*.holds"),
                     names.logs_subjects(),
                     names.dead_subjects(),
-                    format!("$O.{}.>", names.artifacts_bucket()),
                     kv(names.instances_bucket()),
                     format!("$JS.API.CONSUMER.MSG.NEXT.{wishes}.*"),
                     format!("$JS.API.CONSUMER.INFO.{wishes}.*"),
@@ -99,7 +106,12 @@ impl Role {
                 ]);
                 publish.extend(of_functions);
                 publish.extend(calls);
+                publish.extend([read(&talk), read(&playbooks)].concat());
+                publish.extend(of_objects);
+                publish.extend(objects.iter().map(|bucket| format!("$O.{bucket}.>")));
                 listen.extend([
+                    names.talk_in_subject("*"),
+                    "agents.>".to_owned(),
                     format!("{prefix}.events.functions.*"),
                     format!("{prefix}.events.instances.>"),
                     format!("{prefix}.invoke.>"),
@@ -124,8 +136,9 @@ impl Role {
                     format!("$JS.API.CONSUMER.CREATE.{records}"),
                     format!("$JS.API.CONSUMER.MSG.NEXT.{records}.*"),
                     format!("$JS.API.CONSUMER.DELETE.{records}.*"),
-                    format!("$JS.API.DIRECT.GET.OBJ_{}.>", names.artifacts_bucket()),
                     "_INBOX.>".to_owned(),
+                    "agents.hb.>".to_owned(),
+                    names.talk_in_subject("*"),
                     kv(names.records_bucket()),
                     kv(names.agents_bucket()),
                     kv(names.queues_bucket()),
@@ -139,7 +152,11 @@ impl Role {
                 ]);
                 publish.extend(of_functions);
                 publish.extend(calls);
+                publish.extend(read(&talk));
+                publish.extend(of_objects);
                 listen.extend([
+                    names.talk_out_subject("*"),
+                    "agents.>".to_owned(),
                     format!("{prefix}.api.*"),
                     format!("{prefix}.events.tasks.>"),
                     format!("{prefix}.events.functions.*"),
@@ -159,6 +176,8 @@ impl Role {
                     format!("{prefix}.control.*.info"),
                 ]);
                 publish.extend(of_functions);
+                publish.extend(read(&talk));
+                listen.push(names.talk_out_subject("*"));
             }
         }
         (publish, listen)

@@ -1,0 +1,10 @@
+//! Mirrors, slots, changes and pushes with the real git, on real remotes.
+
+mod change;
+mod disk;
+mod hostile;
+mod http;
+mod keep;
+mod push;
+mod slots;
+mod support;

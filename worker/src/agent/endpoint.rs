@@ -1,0 +1,173 @@
+//! A running job in the NATS agent protocol: any client of that protocol finds it, speaks with it, and answers what it
+//! asks. One service a job, for as long as it runs.
+//!
+//! A prompt is a word in between: it is said to the job, what the job says from then on is streamed back, and the stream
+//! ends with the first answer of the job after it has heard it.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use async_nats::service::{Service, ServiceExt};
+use async_nats::{Client, HeaderMap, Subject};
+use futures_util::StreamExt;
+use schemas::nats_agent::{BEAT, Beat, Prompt, Refusal, SERVICE, chunk, task_token};
+use schemas::transcript::{Entry, Event, Message};
+use schemas::{More, Names, TaskKey, header};
+use tokio::task::JoinSet;
+
+use super::line::JobLine;
+
+/// Most streams of replies at once.
+const MOST_CALLERS: usize = 32;
+/// Tried again after this where the service cannot be made.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// Serves until it is dropped.
+pub async fn serve(client: Client, names: Names, key: TaskKey, line: JobLine) -> std::convert::Infallible {
+    loop {
+        if let Err(error) = once(&client, &names, &key, &line).await {
+            tracing::debug!(task = %key, %error, "not reached by the agent protocol now");
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// A service ends with whoever made it.
+struct Stopped(Option<Service>);
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        if let (Some(service), Ok(handle)) = (self.0.take(), tokio::runtime::Handle::try_current()) {
+            handle.spawn(service.stop());
+        }
+    }
+}
+
+async fn once(client: &Client, names: &Names, key: &TaskKey, line: &JobLine) -> Result<(), async_nats::Error> {
+    let token = task_token(&key.id);
+    let mut metadata: HashMap<String, String> = names.nats_agent_metadata(&token).into();
+    metadata.insert("queue".to_owned(), key.queue.to_string());
+    metadata.insert("role".to_owned(), "session".to_owned());
+    let service = client
+        .service_builder()
+        .description("Shoal: a running agent job")
+        .metadata(metadata)
+        .start(SERVICE, env!("CARGO_PKG_VERSION"))
+        .await?;
+    let limit = format!("{}KB", client.max_payload() >> 10);
+    let prompt = HashMap::from([
+        ("max_payload".to_owned(), limit),
+        ("attachments_ok".to_owned(), "false".to_owned()),
+    ]);
+    let (prompts, statuses) = (names.nats_agent_subject("prompt", &token), names.nats_agent_subject("status", &token));
+    let mut prompts =
+        service.endpoint_builder().name("prompt").queue_group(SERVICE).metadata(prompt).add(prompts).await?;
+    let mut statuses = service.endpoint_builder().name("status").queue_group(SERVICE).add(statuses).await?;
+    let instance = service.info().await.id;
+    let _stopped = Stopped(Some(service));
+    let beats = names.nats_agent_subject("hb", &token);
+    let beat = || serde_json::to_vec(&Beat::now(names, &token, &instance)).expect("our own types are JSON");
+    let mut due = tokio::time::interval(BEAT);
+    let mut callers = JoinSet::new();
+    loop {
+        tokio::select! {
+            _ = due.tick() => client.publish(beats.clone(), beat().into()).await?,
+            request = statuses.next() => {
+                let Some(request) = request else { return Ok(()) };
+                request.respond(Ok(beat().into())).await?;
+            }
+            request = prompts.next() => {
+                let Some(request) = request else { return Ok(()) };
+                let Some(reply) = request.message.reply.clone() else { continue };
+                let caller = Caller { client: client.clone(), reply, line: line.clone(), key: key.clone() };
+                match Prompt::read(&request.message.payload) {
+                    Ok(_) if callers.len() >= MOST_CALLERS => {
+                        caller.refuse(&Refusal::new(429, "too many speak with this job")).await?;
+                    }
+                    Ok(prompt) if !prompt.attachments.is_empty() => {
+                        caller.refuse(&Refusal::new(400, "a running job takes no attachments")).await?;
+                    }
+                    Ok(prompt) => drop(callers.spawn(caller.converse(prompt.text))),
+                    Err(refusal) => caller.refuse(&refusal).await?,
+                }
+            }
+            Some(_) = callers.join_next() => {}
+        }
+    }
+}
+
+struct Caller {
+    client: Client,
+    reply: Subject,
+    line: JobLine,
+    key: TaskKey,
+}
+
+impl Caller {
+    async fn refuse(&self, refusal: &Refusal) -> Result<(), async_nats::Error> {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::NATS_SERVICE_ERROR_CODE, refusal.code.to_string());
+        headers.insert(header::NATS_SERVICE_ERROR, refusal.message.as_str());
+        self.client.publish_with_headers(self.reply.clone(), headers, bytes::Bytes::new()).await?;
+        self.client.publish(self.reply.clone(), bytes::Bytes::new()).await?;
+        Ok(())
+    }
+
+    async fn send(&self, body: Vec<u8>) -> Result<(), async_nats::Error> {
+        Ok(self.client.publish(self.reply.clone(), body.into()).await?)
+    }
+
+    /// Says it, and streams what the job says until it has answered, or is over.
+    async fn converse(self, text: String) {
+        if let Err(error) = self.stream(&text).await {
+            tracing::debug!(task = %self.key, %error, "a caller of the agent protocol is not answered");
+        }
+        let _ = self.client.publish(self.reply.clone(), bytes::Bytes::new()).await;
+    }
+
+    async fn stream(&self, text: &str) -> Result<(), async_nats::Error> {
+        let mut told = self.line.listen();
+        self.send(chunk::ack()).await?;
+        let message =
+            Message { text: text.to_owned(), answers: None, queue: Some(self.key.queue.clone()), more: More::default() };
+        self.line.hear(message);
+        let mut asked = JoinSet::new();
+        let mut sign = tokio::time::interval(BEAT);
+        sign.tick().await;
+        let (mut heard, mut answered) = (false, false);
+        loop {
+            tokio::select! {
+                _ = sign.tick() => self.send(chunk::ack()).await?,
+                entry = told.recv() => match entry.map(|Entry { event, .. }| event) {
+                    // The line has ended: the job is over.
+                    None => return Ok(()),
+                    Some(Event::Said { text: said }) => heard |= said == text,
+                    // An open question took it for its answer.
+                    Some(Event::Answer { text: said, .. }) => heard |= said == text,
+                    Some(Event::Text { text }) => {
+                        self.send(chunk::response(&text)).await?;
+                        answered |= heard;
+                    }
+                    Some(Event::Question { id, text }) => {
+                        let inbox = self.client.new_inbox();
+                        let mut answers = self.client.subscribe(inbox.clone()).await?;
+                        self.send(chunk::query(&id, &inbox, &text)).await?;
+                        let line = self.line.clone();
+                        asked.spawn(async move {
+                            if let Some(answer) = answers.next().await
+                                && let Ok(prompt) = Prompt::read(&answer.payload)
+                            {
+                                line.hear(Message { text: prompt.text, answers: Some(id), queue: None, more: More::default() });
+                            }
+                        });
+                    }
+                    Some(Event::PhaseEnded { phase, error: Some(error) }) => {
+                        self.send(chunk::response(&format!("{phase} failed: {}", error.message))).await?;
+                    }
+                    Some(Event::Used { .. } | Event::PhaseEnded { .. }) if answered => return Ok(()),
+                    Some(_) => {}
+                },
+            }
+        }
+    }
+}
