@@ -64,6 +64,13 @@ def text_of(message):
     return content or ""
 
 
+def is_object(text):
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
+
+
 def check_schema(schema, where):
     must(isinstance(schema, dict), f"{where}: a schema must be an object")
     must(not (unknown := set(schema) - SCHEMA), f"{where}: unknown keywords {sorted(unknown)}")
@@ -118,6 +125,8 @@ def check_messages(messages):
                 must(set(call) == {"id", "type", "function"} and call["type"] == "function", f"{where}: tool call")
                 must(set(call["function"]) == {"name", "arguments"}, f"{where}: tool call's function")
                 must(isinstance(call["function"]["arguments"], str), f"{where}: arguments must be a string")
+                # Endpoints that render them anew for their model fail on what is no object.
+                must(is_object(call["function"]["arguments"]), f"{where}: arguments are no JSON object")
                 must(call["id"] and call["id"] not in seen, f"{where}: id {call['id']!r} is there twice")
                 seen.add(call["id"])
                 open_calls.append(call["id"])

@@ -204,7 +204,10 @@ fn the_scripted_model_is_strict() {
     let good = json!({ "messages": [user, calls, answer("a")], "tools": tool(json!({ "type": "object" })) });
     assert_eq!(server.post(&good), 200);
     assert_eq!(server.violations(), [""; 0]);
+    let mut broken = call.clone();
+    broken["function"]["arguments"] = json!("{");
     let bad = [
+        json!({ "messages": [user, { "role": "assistant", "content": null, "tool_calls": [broken] }, answer("a")] }),
         json!({ "messages": [] }),
         json!({ "messages": [user, calls] }),
         json!({ "messages": [user, calls, user] }),
