@@ -266,14 +266,22 @@ impl Run<'_> {
     }
 
     /// Read beside the runtime: output and reports may be large, the workspace too.
-    async fn summary(&self, step: &Step, began: std::time::SystemTime, ran: &Ran) -> Option<Summary> {
+    /// No `async fn` of `&self`: the author is not `Sync`, and this is to be `Send`.
+    fn summary(
+        &self,
+        step: &Step,
+        began: std::time::SystemTime,
+        ran: &Ran,
+    ) -> impl Future<Output = Option<Summary>> + Send + use<> {
         let (tree, globs) = (self.tree.to_owned(), step.reports.clone());
         let (ran, mask) = (ran.clone(), self.mask.clone());
         let read = move || testing::summary(&tree, &globs, began, &ran, &mask);
-        tokio::task::spawn_blocking(read).await.unwrap_or_else(|error| {
-            tracing::error!(%error, "reading the output of a test failed");
-            None
-        })
+        async move {
+            tokio::task::spawn_blocking(read).await.unwrap_or_else(|error| {
+                tracing::error!(%error, "reading the output of a test failed");
+                None
+            })
+        }
     }
 
     fn write_down(&mut self, step: &Step, tried: &Tried, after_author: bool, known: &mut Known) {
