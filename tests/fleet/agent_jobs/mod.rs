@@ -1,8 +1,12 @@
 //! Agent jobs from the outside: a real remote, a real worker, a scripted model behind real HTTP.
 
+mod cancel;
+#[cfg(feature = "fail-points")]
+mod resume;
 mod run;
 #[path = "../../../agents/tests/support/scripted.rs"]
 mod scripted;
+mod trouble;
 
 use schemas::transcript::{AgentReport, Entry, JobPhase};
 use schemas::{State, TaskRecord};
@@ -64,8 +68,8 @@ impl World {
 
     /// What it told, in order.
     pub async fn told(&self, id: &str) -> Vec<Entry> {
-        let stream = format!("{}_AGENTS", "SHOAL");
-        let messages = self.fleet.messages(&stream, &format!("shoal.agents.{id}.out")).await;
+        let stream = "SHOAL_AGENTS";
+        let messages = self.fleet.messages(stream, &format!("shoal.agents.{id}.out")).await;
         messages.iter().map(|message| serde_json::from_slice(&message.payload).expect("an entry")).collect()
     }
 

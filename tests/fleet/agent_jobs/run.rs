@@ -44,7 +44,10 @@ async fn a_task_becomes_a_tested_branch() {
     let kept: Vec<(&str, Option<&str>)> =
         record.artifacts.iter().map(|it| (it.path.as_str(), it.bucket.as_deref())).collect();
     let (month, fortnight) = (Some("shoal_artifacts_30d"), Some("shoal_artifacts_14d"));
-    assert_eq!(kept, [("changes.patch", month), ("tests.log", fortnight), ("job.log", None), ("transcript.jsonl", month)]);
+    assert_eq!(
+        kept,
+        [("tests.json", fortnight), ("changes.patch", month), ("job.log", None), ("transcript.jsonl", month)]
+    );
 }
 
 #[tokio::test]

@@ -44,7 +44,7 @@ use crate::{fail, objects, placement};
 /// Transcript, log and test output among the artifacts.
 const TRANSCRIPT: &str = "transcript.jsonl";
 const JOB_LOG: &str = "job.log";
-const TESTS_LOG: &str = "tests.log";
+const TESTS: &str = "tests.json";
 /// How often a push may find that the remote has moved.
 const MOVES: u32 = 5;
 /// For what a stopped job puts away, at least and at most.
@@ -907,13 +907,13 @@ impl Attempt<'_> {
     async fn keep_tests(&self, tests: Option<&TestReport>) {
         let Some(tests) = tests else { return };
         let body = serde_json::to_vec_pretty(tests).expect("our own types are JSON");
-        match put(self.worker, self.work, TESTS_LOG, body.len() as u64, &mut body.as_slice(), Some(14)).await {
+        match put(self.worker, self.work, TESTS, body.len() as u64, &mut body.as_slice(), Some(14)).await {
             Ok(artifact) => {
                 let mut known = self.known();
-                known.artifacts.retain(|other| other.path != TESTS_LOG);
+                known.artifacts.retain(|other| other.path != TESTS);
                 known.artifacts.push(artifact);
             }
-            Err(error) => self.warn(format!("artifact `{TESTS_LOG}` not kept: {error}")),
+            Err(error) => self.warn(format!("artifact `{TESTS}` not kept: {error}")),
         }
     }
 
