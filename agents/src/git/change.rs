@@ -69,6 +69,8 @@ pub struct Changed {
     pub kind: Kind,
     /// Lines added and removed; `None` where it is no text.
     pub lines: Option<(u64, u64)>,
+    /// The object that its content is; `None` where it is gone.
+    pub object: Option<Commit>,
 }
 
 /// How a path changed.
@@ -136,10 +138,18 @@ impl Repo {
     ) -> Result<Change, GitError> {
         let folder = |error: std::io::Error| GitError::Failed { what: "index".to_owned(), message: error.to_string() };
         tokio::fs::copy(index, new_index).await.map_err(folder)?;
-        let paths = self.touched(work, new_index, bounds).await?;
-        if !paths.is_empty() {
-            let list = paths.iter().flat_map(|path| [path.as_slice(), b"\0"]).flatten().copied().collect();
-            let args = ["update-index", "--add", "--remove", "--replace", "-z", "--stdin"];
+        let touched = self.touched(work, new_index, bounds).await?;
+        // What is gone goes first, and by name alone: a link may stand where its folder was.
+        let gone = touched.gone.iter().flat_map(|path| [b"0 ", NONE, b"\t", path, b"\0"]).flatten().copied().collect();
+        let there = touched.there.iter().flat_map(|path| [path.as_slice(), b"\0"]).flatten().copied().collect();
+        for (args, list) in [
+            (&["update-index", "-z", "--index-info"][..], gone),
+            (&["update-index", "--add", "--remove", "--replace", "-z", "--stdin"][..], there),
+        ] {
+            let list: Vec<u8> = list;
+            if list.is_empty() {
+                continue;
+            }
             let output = self.call().tree(work).index(new_index).args(args).stdin(list).run().await?;
             if !output.status.success() {
                 return Err(match output.error("update-index") {
@@ -155,7 +165,7 @@ impl Repo {
     }
 
     /// The paths that are not as the index has them: sorted, each looked at without following links.
-    async fn touched(&self, work: &Path, index: &Path, bounds: &Bounds) -> Result<BTreeSet<Vec<u8>>, GitError> {
+    async fn touched(&self, work: &Path, index: &Path, bounds: &Bounds) -> Result<Touched, GitError> {
         let call = || self.call().tree(work).index(index);
         let others = call().args(["ls-files", "-z", "--others", "--exclude-standard"]).ok().await?;
         // A folder that git cannot look into is only warned of, and would be missing in silence.
@@ -169,10 +179,10 @@ impl Repo {
         if count > bounds.files {
             return Err(GitError::ChangeRefused(format!("{count} files changed, of at most {}", bounds.files)));
         }
-        let mut paths = BTreeSet::new();
+        let mut touched = Touched::default();
         let mut all = 0;
         let listed =
-            known.iter().map(|entry| (entry.path, Some(entry.old))).chain(others.pieces().map(|path| (path, None)));
+            known.iter().map(|entry| (entry.path, Some(entry))).chain(others.pieces().map(|path| (path, None)));
         for (path, old) in listed {
             if path.ends_with(b"/") {
                 return refused(path, "another repository; a submodule is not added by a job");
@@ -180,6 +190,10 @@ impl Repo {
             let dotted = |part: &[u8]| part.eq_ignore_ascii_case(b".git") || part.eq_ignore_ascii_case(b"git~1");
             if path.split(|byte| *byte == b'/').any(dotted) {
                 return refused(path, "a path inside of `.git`");
+            }
+            if old.is_some_and(|entry| entry.status == b'D') {
+                touched.gone.insert(path.to_vec());
+                continue;
             }
             match work.join(OsStr::from_bytes(path)).symlink_metadata() {
                 Ok(found) => {
@@ -190,7 +204,9 @@ impl Repo {
                     // A folder in a file's place: the files in it are listed themselves.
                     if kind.is_file() {
                         all += found.len();
-                        if found.len() > bounds.file_bytes && !self.is_as_large(old, found.len()).await? {
+                        if found.len() > bounds.file_bytes
+                            && !self.is_as_large(old.map(|entry| entry.old), found.len()).await?
+                        {
                             return refused(path, format!("{} bytes, of at most {}", found.len(), bounds.file_bytes));
                         }
                     }
@@ -201,9 +217,9 @@ impl Repo {
             if all > bounds.all_bytes {
                 return Err(GitError::ChangeRefused(format!("more than {} bytes in all", bounds.all_bytes)));
             }
-            paths.insert(path.to_vec());
+            touched.there.insert(path.to_vec());
         }
-        Ok(paths)
+        Ok(touched)
     }
 
     /// Whether the object has this size: then it may be the same, only touched.
@@ -245,48 +261,60 @@ impl Repo {
             report.insertions += insertions;
             report.deletions += deletions;
             let kind = Kind::of(if how == How::Deleted { entry.old_mode } else { entry.new_mode });
-            files.push(Changed { path: OsStr::from_bytes(entry.path).into(), how, kind, lines });
+            let path = OsStr::from_bytes(entry.path).into();
+            files.push(Changed { path, how, kind, lines, object: Commit::parse(entry.new) });
         }
         Ok(Change { base: base.clone(), tree: tree.clone(), files, report })
     }
 
     /// Whether it may leave the worker.
     async fn check(&self, change: &Change, bounds: &Bounds, scan: Scan<'_>) -> Result<(), GitError> {
-        for file in change.files.iter().filter(|file| file.how != How::Deleted) {
+        let there: Vec<&Changed> = change.files.iter().filter(|file| file.how != How::Deleted).collect();
+        for file in &there {
             let path = file.path.as_os_str().as_bytes();
             if file.kind == Kind::Submodule {
                 return refused(path, "another repository; a submodule is not added by a job");
             }
-            let content = |root: &Commit| {
-                let name = [root.as_str().as_bytes(), b":", path].concat();
-                let most = usize::try_from(bounds.file_bytes.saturating_add(1)).unwrap_or(usize::MAX).max(64 << 20);
-                async move {
-                    self.call()
-                        .args([OsStr::from_bytes(b"cat-file"), OsStr::from_bytes(b"blob"), OsStr::from_bytes(&name)])
-                        .most(most)
-                        .run()
-                        .await
-                }
-            };
-            if file.how == How::Mode {
-                continue;
+            if file.how == How::Added
+                && let Some(name) = scan(path)
+            {
+                let why = format!("the name of a file has the secret {name} in it");
+                return Err(GitError::ChangeRefused(why));
             }
-            let new = content(&change.tree).await?;
-            if !new.status.success() {
-                return Err(new.error("cat-file"));
-            }
-            if let Some(name) = scan(path).or_else(|| scan(&new.stdout)) {
-                // What was in it before is not brought out by this change.
-                let old = content(&change.base).await?;
-                if !old.status.success() || scan(&old.stdout).as_ref() != Some(&name) {
-                    return Err(GitError::ChangeRefused(match scan(path) {
-                        Some(name) => format!("the name of a file has the secret {name} in it"),
-                        None => format!("{}: the secret {name} is in it", shown(path)),
-                    }));
+        }
+        let most = usize::try_from(bounds.all_bytes).unwrap_or(usize::MAX).saturating_add(64 << 20);
+        for some in there.chunks(100) {
+            let list: String = some.iter().filter_map(|file| Some(format!("{}\n", file.object.as_ref()?))).collect();
+            let output = self.call().args(["cat-file", "--batch"]).stdin(list.into_bytes()).most(most).ok().await?;
+            let mut rest = output.stdout.as_slice();
+            for file in some {
+                let (content, more) = batched(rest)
+                    .ok_or_else(|| GitError::Corrupt(format!("{}: its content is missing", file.path.display())))?;
+                rest = more;
+                if let Some(name) = scan(content)
+                    && !self.had(change, &file.path, bounds, scan, &name).await?
+                {
+                    return refused(file.path.as_os_str().as_bytes(), format!("the secret {name} is in it"));
                 }
             }
         }
         Ok(())
+    }
+
+    /// Whether the secret was in the file before: then this change does not bring it out.
+    async fn had(
+        &self,
+        change: &Change,
+        path: &Path,
+        bounds: &Bounds,
+        scan: Scan<'_>,
+        name: &str,
+    ) -> Result<bool, GitError> {
+        let object = [change.base.as_str().as_bytes(), b":", path.as_os_str().as_bytes()].concat();
+        let args = [OsStr::new("cat-file"), OsStr::new("blob"), OsStr::from_bytes(&object)];
+        let most = usize::try_from(bounds.all_bytes).unwrap_or(usize::MAX);
+        let old = self.call().args(args).most(most).run().await?;
+        Ok(old.status.success() && scan(&old.stdout).as_deref() == Some(name))
     }
 
     /// The change as a patch that `git apply` takes, whatever the files are.
@@ -317,6 +345,16 @@ impl Repo {
     }
 }
 
+/// No object.
+const NONE: &[u8] = &[b'0'; 40];
+
+/// Paths that are not as an index has them.
+#[derive(Default)]
+struct Touched {
+    there: BTreeSet<Vec<u8>>,
+    gone: BTreeSet<Vec<u8>>,
+}
+
 struct Raw<'a> {
     old_mode: &'a str,
     new_mode: &'a str,
@@ -324,6 +362,14 @@ struct Raw<'a> {
     new: &'a str,
     status: u8,
     path: &'a [u8],
+}
+
+/// The first object of `cat-file --batch`, and what comes behind it.
+fn batched(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let line = bytes.iter().position(|byte| *byte == b'\n')?;
+    let size: usize = std::str::from_utf8(&bytes[..line]).ok()?.rsplit(' ').next()?.parse().ok()?;
+    let rest = &bytes[line + 1..];
+    Some((rest.get(..size)?, rest.get(size + 1..)?))
 }
 
 /// `:100644 100644 <old> <new> M\0<path>\0`, again and again.

@@ -157,8 +157,11 @@ impl GitError {
     }
 }
 
+/// Words of one line, and the error that they mean.
+type Meaning = (&'static [&'static str], fn(String) -> GitError);
+
 /// Git's words, and what they mean. The first that fits.
-const WORDS: &[(&[&str], fn(String) -> GitError)] = &[
+const WORDS: &[Meaning] = &[
     (&["No space left on device", "Disk quota exceeded", "disk quota exceeded"], GitError::NoSpace),
     (&["transport '", "' not allowed"], GitError::RepositoryNotFound),
     (&["Authentication failed"], GitError::LoginRefused),

@@ -88,7 +88,7 @@ impl Inner {
             (_, Some(mirror)) => {
                 // Renamed while the book is held: who wants it from now on makes it anew.
                 let mut gone = mirror.path.clone().into_os_string();
-                gone.push(".broken-evicted");
+                gone.push(format!(".broken-evicted-{}", super::now()));
                 let gone = PathBuf::from(gone);
                 let renamed = std::fs::rename(&mirror.path, &gone).is_ok();
                 let bytes = std::mem::take(&mut mirror.tally.lock().unwrap_or_else(PoisonError::into_inner).1);

@@ -285,7 +285,10 @@ impl Workspaces {
             place.busy = true;
             let state = place.state.clone();
             // From now on it borrows the mirror's objects.
-            place.state.mirror = Some(mirror.name.clone());
+            if place.state.mirror.as_ref() != Some(&mirror.name) {
+                place.state.mirror = Some(mirror.name.clone());
+                place.state.commit = None;
+            }
             (Hold { inner: self.0.clone(), number, permit: Some(permit) }, state)
         };
         let mut slot = Slot::new(hold, remote.clone(), mirror);
@@ -298,30 +301,31 @@ impl Workspaces {
     pub async fn sweep(&self) -> Result<(), WorkspaceError> {
         let inner = self.0.clone();
         let sweep = move || {
-            let pit = inner.root.join("pits/swept");
+            let pits = inner.root.join("pits");
+            // What resists is told, and hinders nobody.
+            let remove = |path: &Path| {
+                let pit = pits.join(format!("swept-{}", now()));
+                let removed = clean::remove(path, &pit).and_then(|()| std::fs::remove_dir(&pit));
+                if let Err(error) = removed {
+                    (inner.settings.tell)(Trouble::SetAside { path: path.to_owned(), why: error.to_string() });
+                }
+            };
+            for entry in std::fs::read_dir(&pits)? {
+                remove(&entry?.path());
+            }
             for entry in std::fs::read_dir(inner.root.join("slots"))? {
                 let path = entry?.path();
                 let number =
                     path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<usize>().ok());
                 match number.is_some_and(|number| number < inner.settings.slots) {
-                    true => {
-                        for name in ["home", "aside", "git", "tree/.git"] {
-                            clean::remove(&path.join(name), &pit)?;
-                        }
-                    }
-                    false => clean::remove(&path, &pit)?,
+                    true => ["home", "aside", "git", "tree/.git"].iter().for_each(|name| remove(&path.join(name))),
+                    false => remove(&path),
                 }
             }
             for entry in std::fs::read_dir(inner.root.join("mirrors"))? {
                 let entry = entry?;
                 if entry.file_name().to_string_lossy().contains(".broken-") {
-                    clean::remove(&entry.path(), &pit)?;
-                }
-            }
-            for entry in std::fs::read_dir(inner.root.join("pits"))? {
-                let path = entry?.path();
-                if path != pit {
-                    clean::remove(&path, &pit)?;
+                    remove(&entry.path());
                 }
             }
             Ok(())

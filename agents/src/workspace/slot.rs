@@ -94,10 +94,11 @@ impl Slot {
     }
 
     fn note(&self, bytes: Option<u64>) -> State {
-        let at = self.at.as_ref().map(Commit::to_string);
-        let old = self.inner().book().slots[self.number()].state.bytes;
-        let state =
-            State { mirror: Some(self.mirror.name.clone()), commit: at, used: now(), bytes: bytes.unwrap_or(old) };
+        // Before it stands anywhere, its tree is still what the last job left clean.
+        let old = self.inner().book().slots[self.number()].state.clone();
+        let commit = self.at.as_ref().map(Commit::to_string).or(old.commit);
+        let bytes = bytes.unwrap_or(old.bytes);
+        let state = State { mirror: Some(self.mirror.name.clone()), commit, used: now(), bytes };
         self.inner().note(self.number(), state.clone());
         state
     }
@@ -107,12 +108,11 @@ impl Slot {
         let keep = before.mirror.as_ref() == Some(&self.mirror.name) && before.commit.is_some();
         if let Err(error) = self.clean(keep).await {
             let (inner, why) = (self.inner().clone(), error.to_string());
-            self.blocking(move |path, _| {
+            self.blocking(move |path, pit| {
+                // What resists may have come as far as the pit.
+                inner.set_aside(pit, &why)?;
                 inner.set_aside(path, &why)?;
-                let pit = path.with_file_name(format!("pit-{}", now()));
-                let made = lay_out(path, &pit, false);
-                let _ = std::fs::remove_dir(pit);
-                made
+                lay_out(path, pit, false)
             })
             .await?;
             self.ensure().await?;
@@ -124,26 +124,59 @@ impl Slot {
         self.blocking(move |path, pit| lay_out(path, pit, keep)).await?;
         self.ensure().await?;
         if keep {
-            let listed = self.repo.call().index(&self.index()).args(["ls-files", "-s", "-z"]).ok().await;
-            self.blocking(move |path, pit| {
-                let scrubbed = listed
-                    .map_err(io::Error::other)
-                    .and_then(|listed| clean::scrub(&path.join("tree"), &clean::Known::read(listed.pieces()), pit));
-                // A tree that is not worth the trouble.
-                if scrubbed.is_err() {
-                    lay_out(path, pit, false)?;
-                }
-                Ok(())
-            })
-            .await?;
+            self.scrub().await?;
         }
         Ok(())
     }
 
-    /// Our git directory, as we know it.
+    /// Removes from the tree whatever its index does not know.
+    async fn scrub(&self) -> Result<(), WorkspaceError> {
+        let listed = self.repo.call().index(&self.index()).args(["ls-files", "-s", "-z"]).ok().await;
+        self.blocking(move |path, pit| {
+            let scrubbed = listed
+                .map_err(io::Error::other)
+                .and_then(|listed| clean::scrub(&path.join("tree"), &clean::Known::read(listed.pieces()), pit));
+            // A tree that is not worth the trouble.
+            match scrubbed {
+                Ok(()) => Ok(()),
+                Err(_) => {
+                    clean::remove(&path.join("index"), pit)?;
+                    clean::remove(&path.join("tree"), pit)?;
+                    std::fs::create_dir(path.join("tree"))
+                }
+            }
+        })
+        .await
+    }
+
+    /// Our git directory, as we know it, without the locks of a git that was killed: one works in a slot at a time.
     async fn ensure(&self) -> Result<(), WorkspaceError> {
         let (repo, objects) = (self.repo.clone(), self.objects());
-        self.blocking(move |_, _| repo.ensure(Some(&objects))).await
+        self.blocking(move |path, _| {
+            repo.ensure(Some(&objects))?;
+            repo.unlock()?;
+            for entry in std::fs::read_dir(path)? {
+                let path = entry?.path();
+                if path.extension().is_some_and(|end| end == "lock") {
+                    std::fs::remove_file(path)?;
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// The mirror, for a moment in which nobody else writes into it.
+    async fn in_mirror<T>(&self, work: impl AsyncFnOnce(&Repo) -> Result<T, GitError>) -> Result<T, WorkspaceError> {
+        let _held = self.mirror.hold().await;
+        let repo = self.mirror.repo(self.inner(), &self.repo.remote);
+        let ensured = repo.clone();
+        self.blocking(move |_, _| {
+            ensured.ensure(None)?;
+            ensured.unlock()
+        })
+        .await?;
+        Ok(work(&repo).await?)
     }
 
     /// Brings what is wanted of the remote into the mirror. Those who come at the same time are served at once. A mirror
@@ -159,6 +192,10 @@ impl Slot {
     ///
     /// Dropped half way, it is to be called again.
     pub async fn stand(&mut self, commit: &Commit, branch: &str, base: &str) -> Result<(), WorkspaceError> {
+        if self.at.is_some() {
+            // A job was here.
+            self.scrub().await?;
+        }
         let mut tried = 0;
         while let Err(error) = self.check_out(commit).await {
             tried += 1;
@@ -191,6 +228,11 @@ impl Slot {
 
     async fn check_out(&mut self, commit: &Commit) -> Result<(), WorkspaceError> {
         let (tree, index) = (self.tree(), self.index());
+        if self.check_tree().is_err() {
+            self.blocking(|path, pit| lay_out(path, pit, false)).await?;
+            self.ensure().await?;
+        }
+        self.ensure().await?;
         if !index.exists() && std::fs::read_dir(&tree).is_ok_and(|mut found| found.next().is_some()) {
             // Without an index git would not know what is old.
             self.blocking(|path, pit| lay_out(path, pit, false)).await?;
@@ -212,6 +254,7 @@ impl Slot {
     /// What differs between `base` (the commit that the slot stands at) and the tree. Changes nothing in the tree.
     pub async fn change(&self, scan: Scan<'_>) -> Result<Change, WorkspaceError> {
         let base = self.at.clone().ok_or_else(|| GitError::BaseNotFound("none".to_owned()))?;
+        self.check_tree()?;
         self.ensure().await?;
         let new = self.path.join("index.change");
         Ok(self.repo.change(&self.tree(), &base, &self.index(), &new, &self.inner().settings.bounds, scan).await?)
@@ -268,12 +311,10 @@ impl Slot {
     /// Keeps the change as a commit under `name`, in the mirror, and at the remote if asked to.
     pub async fn keep(&self, change: &Change, name: &str, remote: bool) -> Result<Commit, WorkspaceError> {
         let reference = kept(name);
+        self.ensure().await?;
         let commit = self.commit(change, &format!("wip(task-{name})\n")).await?;
         self.repo.set_ref(&reference, Some(&commit)).await?;
-        {
-            let _held = self.mirror.hold().await;
-            self.mirror.repo(self.inner(), &self.repo.remote).take_over(&self.repo.dir, &reference).await?;
-        }
+        self.in_mirror(async |mirror| mirror.take_over(&self.repo.dir, &reference).await).await?;
         if remote {
             self.repo.push(Some(&commit), &reference).await?;
         }
@@ -282,16 +323,13 @@ impl Slot {
 
     /// What an earlier attempt on this worker kept under `name`.
     pub async fn kept(&self, name: &str) -> Result<Option<Commit>, WorkspaceError> {
-        Ok(self.mirror.repo(self.inner(), &self.repo.remote).resolve(&kept(name)).await?)
+        self.in_mirror(async |mirror| mirror.resolve(&kept(name)).await).await
     }
 
     /// Forgets what was kept under `name`, here, and at the remote if it may be there.
     pub async fn forget(&self, name: &str, remote: bool) -> Result<(), WorkspaceError> {
         let reference = kept(name);
-        {
-            let _held = self.mirror.hold().await;
-            self.mirror.repo(self.inner(), &self.repo.remote).set_ref(&reference, None).await?;
-        }
+        self.in_mirror(async |mirror| mirror.set_ref(&reference, None).await).await?;
         if remote && self.is_kept_there(&reference).await? {
             self.repo.push(None, &reference).await?;
         }
@@ -308,6 +346,8 @@ impl Slot {
     /// conflicts is told, the tree stays as it is, and the work where it was.
     pub async fn resume(&mut self, work: &Kept) -> Result<(), WorkspaceError> {
         let onto = self.at.clone().ok_or_else(|| GitError::BaseNotFound("none".to_owned()))?;
+        self.check_tree()?;
+        self.ensure().await?;
         let index = self.path.join("index.resume");
         let (from, theirs) = match work {
             Kept::Commit(commit) => {
@@ -334,11 +374,7 @@ impl Slot {
 
     /// Ends it: nothing of the job stays but the tree as the base has it, for the next job of this repository.
     pub async fn release(mut self) -> Result<(), WorkspaceError> {
-        let state = State {
-            mirror: Some(self.mirror.name.clone()),
-            commit: self.at.as_ref().map(Commit::to_string),
-            ..State::default()
-        };
+        let state = self.note(None);
         self.make_clean(&state).await?;
         if let Some(commit) = self.at.clone()
             && self.check_out(&commit).await.is_err()
@@ -348,7 +384,23 @@ impl Slot {
         }
         let bytes = self.blocking(|path, _| Ok(clean::bytes(path))).await?;
         let state = self.note(Some(bytes));
-        self.blocking(move |path, _| put(&path.join("state.json"), &serde_json::to_vec(&state)?)).await
+        self.blocking(move |path, _| put(&path.join("state.json"), &serde_json::to_vec(&state)?)).await?;
+        let Self { hold, .. } = self;
+        let inner = hold.inner.clone();
+        // The slot is free, its permit not yet: whoever removes something has one.
+        let permit = Arc::into_inner(hold).and_then(|mut hold| hold.permit.take());
+        // That it is too much was told.
+        let _ = inner.make_room().await;
+        drop(permit);
+        Ok(())
+    }
+
+    /// A tree that is no folder (any more) leads elsewhere.
+    fn check_tree(&self) -> Result<(), GitError> {
+        match self.tree().symlink_metadata() {
+            Ok(found) if found.is_dir() => Ok(()),
+            _ => Err(GitError::ChangeRefused("the root of the tree is no folder any more".to_owned())),
+        }
     }
 }
 

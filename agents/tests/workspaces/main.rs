@@ -5,6 +5,7 @@ mod disk;
 mod hostile;
 mod http;
 mod keep;
+mod measure;
 mod push;
 mod slots;
 mod support;

@@ -298,6 +298,46 @@ async fn locks_of_a_killed_git_hinder_nobody() {
 }
 
 #[tokio::test]
+async fn a_git_that_was_killed_in_a_slot_hinders_the_job_no_further() {
+    let (origin, worker) = (Origin::new(), Worker::new().await);
+    let (mut slot, fetched) = worker.begin(&origin.remote()).await;
+    write(&slot.tree(), "new", "x");
+    slot.keep(&change(&slot).await, "t1", false).await.unwrap();
+    let locks = ["index.lock", "index.change.lock", "index.resume.lock", "git/HEAD.lock", "git/refs/shoal/wip/t1.lock"];
+    for lock in locks {
+        write(&slot.tree().join(".."), lock, "");
+    }
+    write(&worker.mirror(), "refs/shoal/wip/t1.lock", "");
+    write(&slot.tree(), "newer", "x");
+    let kept = slot.keep(&change(&slot).await, "t1", false).await.unwrap();
+    slot.stand(&fetched.base, BRANCH, "main").await.unwrap();
+    write(&slot.tree().join(".."), "index.resume.lock", "");
+    slot.resume(&shoal_agents::workspace::Kept::Commit(kept)).await.unwrap();
+    assert_eq!(change(&slot).await.report.files, 2);
+}
+
+#[tokio::test]
+async fn a_remote_that_was_away_costs_no_warm_slot() {
+    use std::os::unix::fs::MetadataExt;
+    let (origin, worker) = (Origin::new(), Worker::new().await);
+    let (slot, _) = worker.begin(&origin.remote()).await;
+    let inode = slot.tree().join("README").metadata().unwrap().ino();
+    slot.release().await.unwrap();
+    let away = origin.folder.path().join("away");
+    std::fs::rename(origin.path(), &away).unwrap();
+    for released in [true, false] {
+        let mut slot = worker.all.take(&origin.remote()).await.unwrap();
+        slot.fetch(&want()).await.unwrap_err();
+        if released {
+            slot.release().await.unwrap();
+        }
+    }
+    std::fs::rename(&away, origin.path()).unwrap();
+    let (slot, _) = worker.begin(&origin.remote()).await;
+    assert_eq!(slot.tree().join("README").metadata().unwrap().ino(), inode);
+}
+
+#[tokio::test]
 async fn a_mirrors_configuration_is_ours_whoever_wrote_it() {
     let (origin, worker) = (Origin::new(), Worker::new().await);
     let (slot, _) = worker.begin(&origin.remote()).await;
@@ -345,9 +385,17 @@ async fn a_slot_that_cannot_be_cleaned_is_set_aside_and_told() {
     let (slot, _) = worker.begin(&origin.remote()).await;
     assert_eq!(listing(&slot.tree()), ["README", "src", "src/lib.txt"]);
     let troubles = worker.troubles();
-    let path = troubles[0].strip_prefix("set aside as ").unwrap().split(": ").next().unwrap().to_owned();
-    let stuck = std::path::Path::new(&path).join("tree/stuck");
-    let found = std::process::Command::new("umount").arg(stuck).status().unwrap();
+    assert!(
+        troubles.iter().any(|trouble| trouble.starts_with("set aside as ") && trouble.contains("busy")),
+        "{troubles:?}"
+    );
+    let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
+    let root = worker.root.path().canonicalize().unwrap();
+    let mut left = mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(1))
+        .filter(|path| path.starts_with(root.to_str().unwrap()));
+    let found = std::process::Command::new("umount").arg(left.next().unwrap()).status().unwrap();
     assert!(found.success(), "{troubles:?}");
 }
 
