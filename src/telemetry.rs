@@ -11,8 +11,8 @@ use crate::cli::global::LogFormat;
 pub fn start(cli: &Cli) {
     let default = if cli.command.is_role() { "info" } else { "error" };
     let level = cli.global.log_level.as_ref().map_or(default, |level| level.0.as_str());
-    // The client crate repeats what we say of the connection ourselves.
-    let quiet = if level.contains(',') { String::new() } else { ",async_nats=off".to_owned() };
+    // One client crate repeats what we say of the connection ourselves, the other what a model's endpoint sent, unmasked.
+    let quiet = if level.contains(',') { String::new() } else { ",async_nats=off,async_openai=off".to_owned() };
     let filter = EnvFilter::new(format!("{level}{quiet}"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match cli.global.log_format {

@@ -318,6 +318,22 @@ mod tests {
     }
 
     #[test]
+    fn a_task_with_a_bad_playbook_is_refused_at_the_door() {
+        let task = |step: Value| {
+            let playbook = json!({"kind": "inline", "playbook": {"name": "p", "steps": [step]}});
+            let workload = json!({"kind": "agent", "repository": "/r", "title": "t", "playbook": playbook});
+            strict::task(&json!({"workload": workload}))
+        };
+        task(json!({"name": "a", "command": "true", "condition": "attempt == 1"})).unwrap();
+        for (step, field) in [
+            (json!({"name": "a", "command": "true", "condition": "attempt == one"}), "condition"),
+            (json!({"name": "a", "comand": "true"}), "comand"),
+        ] {
+            assert_eq!(task(step).unwrap_err().field, format!("workload.playbook.playbook.steps[0].{field}"));
+        }
+    }
+
+    #[test]
     fn a_playbook_without_an_implement_step_begins_with_one() {
         let names = |steps: Value| {
             let playbook = strict::playbook(&json!({"name": "p", "steps": steps}), "").unwrap();

@@ -246,8 +246,8 @@ impl Names {
             },
             bucket(self.playbooks_bucket(), "Shoal: named playbooks"),
             StreamSpec {
+                // No bound of bytes: a server sets a bound aside from its disk, and this is little beside the logs.
                 max_age: nanos(TALK_KEPT),
-                max_bytes: i64::try_from(settings.logs_bytes.0).unwrap_or(-1),
                 ..plain(self.talk_stream(), "Shoal: what agents say and are told", self.talk_subjects().into())
             },
         ]

@@ -334,7 +334,10 @@ async fn transcript(args: Transcript, on: &Server<'_>) -> Result<Exit, Error> {
 fn show(told: &Told) {
     let at = told.entry.at.to_string();
     let time = at.get(11..19).unwrap_or(&at);
-    let indented = |text: &str| printable(text.trim_end()).replace('\n', "\n           ");
+    let indented = |text: &str| {
+        let lines: Vec<_> = text.trim_end().lines().map(|line| printable(line)).collect();
+        lines.join("\n           ")
+    };
     let line = match &told.entry.event {
         Event::PhaseBegan { phase } => format!("-- {phase}"),
         Event::PhaseEnded { error: None, .. } => return,

@@ -14,7 +14,7 @@ messages differ have counters of their own, so one script serves many at once; a
 makes that group alone the difference.
 
 A turn is an object. What it answers:
-    "say": TEXT, "calls": [{"name": ..., "arguments": {...}}], both, or one of the faults
+    "say": TEXT, "calls": [{"name": ..., "arguments": {...}, "id": optional}], both, or one of the faults
     "malformed_call": TEXT       a call (of `name`, default edit_file) with TEXT in place of JSON
     "empty": true                an answer without anything
     "refusal": TEXT              the model declines
@@ -62,6 +62,13 @@ def text_of(message):
     if isinstance(content, list):
         return "".join(part.get("text", "") for part in content)
     return content or ""
+
+
+def is_object(text):
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
 
 
 def check_schema(schema, where):
@@ -118,6 +125,8 @@ def check_messages(messages):
                 must(set(call) == {"id", "type", "function"} and call["type"] == "function", f"{where}: tool call")
                 must(set(call["function"]) == {"name", "arguments"}, f"{where}: tool call's function")
                 must(isinstance(call["function"]["arguments"], str), f"{where}: arguments must be a string")
+                # Endpoints that render them anew for their model fail on what is no object.
+                must(is_object(call["function"]["arguments"]), f"{where}: arguments are no JSON object")
                 must(call["id"] and call["id"] not in seen, f"{where}: id {call['id']!r} is there twice")
                 seen.add(call["id"])
                 open_calls.append(call["id"])
@@ -184,15 +193,16 @@ class Script:
 
 def calls_of(turn, number):
     """The turn's tool calls in the protocol's shape."""
-    calls = [(call["name"], json.dumps(call.get("arguments", {}))) for call in turn.get("calls", [])]
+    calls = [(call["name"], json.dumps(call.get("arguments", {})), call.get("id")) for call in turn.get("calls", [])]
     if "malformed_call" in turn:
-        calls.append((turn.get("name", "edit_file"), turn["malformed_call"]))
-    return [{"id": f"call_{number}_{at}", "type": "function", "function": {"name": name, "arguments": arguments}}
-            for at, (name, arguments) in enumerate(calls)]
+        calls.append((turn.get("name", "edit_file"), turn["malformed_call"], None))
+    return [{"id": f"call_{number}_{at}" if id is None else id, "type": "function", "function": {"name": name, "arguments": arguments}}
+            for at, (name, arguments, id) in enumerate(calls)]
 
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    client_gone = False
 
     def log_message(self, *_):
         pass
@@ -232,8 +242,9 @@ class Handler(BaseHTTPRequestHandler):
         self.server.note({"request": number, "turn": turn})
         try:
             self.answer(body, turn, number)
+            entry["client_gone"] = self.client_gone
         except (BrokenPipeError, ConnectionResetError):
-            entry["client_gone"] = self.close_connection = True
+            entry["client_gone"] = self.close_connection = True  # dropped in the middle of an answer
 
     def answer(self, body, turn, number):
         time.sleep(turn.get("delay_ms", 0) / 1000)
@@ -304,7 +315,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def hang(self):
         """Until the client goes away."""
-        self.close_connection = True
+        self.close_connection = self.client_gone = True
         while not (select.select([self.connection], [], [], 1)[0] and not self.connection.recv(1)):
             pass
 

@@ -43,7 +43,7 @@ impl Default for Activity {
 
 impl Activity {
     /// It does something just now.
-    fn touch(&self) {
+    pub fn touch(&self) {
         self.last_ms.store(self.began.elapsed().as_millis() as u64, Ordering::Relaxed);
     }
 

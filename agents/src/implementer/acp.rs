@@ -21,11 +21,12 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use schemas::transcript::Event;
 
-use super::command::{LONGEST, Template, end};
+use super::command::{LONGEST, SAID_BYTES, Template};
 use super::{Finish, ImplementError, Implementer, Room};
 use crate::budget::Used;
 use crate::line::Progress;
 use crate::shell::{Command, Ran, ShellError};
+use crate::tools::output::ending;
 use crate::tools::tree::Tree;
 use session::{Asked, Live, Saying, lost};
 
@@ -57,8 +58,6 @@ pub struct AcpAgent {
 enum Broken {
     /// By the peer, or by the connection.
     Protocol(Error),
-    /// It speaks another version.
-    Version(String),
     /// It has this much time and no more.
     TimedOut,
     /// The process could not be run on.
@@ -90,7 +89,7 @@ impl AcpAgent {
         let mut saying = Saying::default();
         let ended = converse(&mut live, room, &told, limit, self.permissions, &mut saying).await;
         let said = saying.finish(room.line);
-        let said = room.mask.text(end(&said, super::command::SAID_BYTES));
+        let said = room.mask.text(ending(&said, SAID_BYTES));
         room.keeper.turn(&Progress { used: self.used, summary: said.clone() }).await;
         match ended {
             Ok(StopReason::EndTurn) => {
@@ -110,9 +109,6 @@ impl AcpAgent {
                     None => Err(failed(&format!("it was not done after {}", schemas::HumanDuration(limit)))),
                 }
             }
-            Err(Broken::Version(version)) => Err(failed(&format!(
-                "it speaks version {version} of the Agent Client Protocol, and only 1 is known here"
-            ))),
             Err(Broken::Shell(error)) => Err(error.into()),
             Err(Broken::Ended(ran)) => Err(failed(&ended_with(&ran, room))),
             Err(Broken::Protocol(error)) => Err(broken(error, live, room).await),
@@ -246,7 +242,7 @@ async fn broken(error: Error, mut live: Live, room: &Room<'_>) -> ImplementError
         return failed(&ended_with(&ran, room));
     }
     let data = error.data.as_ref().map(|data| format!(": {data}")).unwrap_or_default();
-    failed(&room.mask.text(end(&format!("{}{data}", error.message), super::command::SAID_BYTES)))
+    failed(&room.mask.text(ending(&format!("{}{data}", error.message), SAID_BYTES)))
 }
 
 fn failed(why: &str) -> ImplementError {
@@ -255,7 +251,7 @@ fn failed(why: &str) -> ImplementError {
 
 fn ended_with(ran: &Ran, room: &Room<'_>) -> String {
     let said = room.mask.text(&ran.stderr.text());
-    match end(said.trim(), super::command::SAID_BYTES) {
+    match ending(said.trim(), SAID_BYTES) {
         "" => format!("it ended with {}", ran.how()),
         said => format!("it ended with {}: {said}", ran.how()),
     }
@@ -289,10 +285,8 @@ async fn talk(
             let hello = InitializeRequest::new(agent_client_protocol::schema::ProtocolVersion::V1)
                 .client_capabilities(ClientCapabilities::new().fs(files))
                 .client_info(Implementation::new("shoal", env!("CARGO_PKG_VERSION")));
-            let answer = connection.send_request(hello).block_task().await.map_err(Broken::Protocol)?;
-            if answer.protocol_version != agent_client_protocol::schema::ProtocolVersion::V1 {
-                return Err(Broken::Version(answer.protocol_version.to_string()));
-            }
+            // An agent of another version is refused by the connection itself.
+            connection.send_request(hello).block_task().await.map_err(Broken::Protocol)?;
             let new = connection.send_request(NewSessionRequest::new(root)).block_task().await;
             session.insert(new.map_err(Broken::Protocol)?.session_id).clone()
         }

@@ -13,6 +13,7 @@ use super::{Finish, ImplementError, Implementer, Room};
 use crate::budget::Used;
 use crate::line::Progress;
 use crate::shell::{Command, Ran};
+use crate::tools::output::ending;
 use schemas::agent_job::{AgentProtocol, CommandImplementer};
 use schemas::strict::did_you_mean;
 use schemas::transcript::Event;
@@ -237,14 +238,9 @@ fn said(ran: &Ran, room: &Room<'_>) -> String {
     let text = match (ran.is_ok(), stdout.is_empty(), stderr.is_empty()) {
         (true, false, _) | (false, _, true) => stdout,
         (true, true, _) | (false, true, false) => stderr,
-        (false, false, false) => format!("{}\n{}", end(&stdout, SAID_BYTES / 2), end(&stderr, SAID_BYTES / 2)),
+        (false, false, false) => format!("{}\n{}", ending(&stdout, SAID_BYTES / 2), ending(&stderr, SAID_BYTES / 2)),
     };
-    end(&text, SAID_BYTES).to_owned()
-}
-
-/// The last `bytes` of a text, in whole characters.
-pub(super) fn end(text: &str, bytes: usize) -> &str {
-    &text[text.ceil_char_boundary(text.len().saturating_sub(bytes))..]
+    ending(&text, SAID_BYTES).to_owned()
 }
 
 #[cfg(test)]

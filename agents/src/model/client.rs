@@ -20,7 +20,7 @@ use super::conversation::Message;
 use super::price::Prices;
 use super::transport::{HttpFailure, Transport};
 use crate::retry::Again;
-use crate::secret::{Mask, Secret};
+use crate::secret::{Mask, Secret, TooShort};
 
 /// How long the usage may come after the answer.
 const USAGE_WAIT: Duration = Duration::from_secs(5);
@@ -52,10 +52,10 @@ pub struct Settings {
 
 impl Settings {
     /// 120 s for an answer, 60 s between two pieces, everything else the endpoint's.
-    pub fn new(endpoint: impl Into<String>, key: Option<Secret>, model: impl Into<String>) -> Self {
+    pub fn new(endpoint: impl Into<String>, key: Option<Arc<Secret>>, model: impl Into<String>) -> Self {
         Self {
             endpoint: endpoint.into(),
-            key: key.map(Arc::new),
+            key,
             model: model.into(),
             timeout: Duration::from_secs(120),
             silence: Duration::from_secs(60),
@@ -74,8 +74,11 @@ pub enum SettingsError {
     #[error("{0:?} is no base URL of an endpoint: write it as https://api.openai.com/v1, without a password in it")]
     Endpoint(String),
     /// The key cannot be sent.
-    #[error("the model's key cannot be sent: it is very short, or holds other letters than visible ASCII")]
+    #[error("the model's key cannot be sent: it must be of visible ASCII letters")]
     Key,
+    /// The key cannot be hidden.
+    #[error(transparent)]
+    Short(#[from] TooShort),
     /// The certificates cannot be read.
     #[error("the certificates cannot be read")]
     Ca(#[source] reqwest::Error),
@@ -143,10 +146,8 @@ impl Client {
             return Err(SettingsError::Endpoint(shown));
         }
         let key = settings.key.clone();
-        if key
-            .as_ref()
-            .is_some_and(|key| key.expose().is_empty() || !key.expose().bytes().all(|b| b.is_ascii_graphic()))
-        {
+        let sendable = |key: &str| !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_graphic());
+        if key.as_ref().is_some_and(|key| !sendable(key.expose().trim())) {
             return Err(SettingsError::Key);
         }
         // Redirects are not followed: the key is for this endpoint.
@@ -161,7 +162,7 @@ impl Client {
         let http = http.build().map_err(SettingsError::Http)?;
         // All of it set, so that nothing is taken from this process's environment.
         let config = OpenAIConfig::new().with_api_base(endpoint).with_api_key("").with_org_id("").with_project_id("");
-        let mask = Mask::new(key.iter().map(|key| ("the model's key", &**key))).map_err(|_| SettingsError::Key)?;
+        let mask = Mask::new(key.iter().map(|key| ("the model's key", &**key)))?;
         let transport = Transport::new(http, key);
         let client = async_openai::Client::with_config(config).with_http_service(transport);
         Ok(Self { client, settings, mask })

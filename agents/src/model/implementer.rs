@@ -68,6 +68,8 @@ pub struct ModelImplementer {
     client: Client,
     limits: Limits,
     tools: Vec<Value>,
+    /// Bytes of them.
+    tools_bytes: usize,
     conversation: Conversation,
     /// Of an earlier attempt; told with the first task.
     resume: Option<String>,
@@ -94,11 +96,13 @@ impl ModelImplementer {
     /// One that goes on from an earlier attempt's progress, if there is one: what was used counts, and what was done is
     /// told to the model.
     pub fn new(client: Client, limits: Limits, resume: Option<Progress>) -> Self {
+        let tools = Toolbox::definitions();
         let (used, summary) = resume.map_or_else(Default::default, |progress| (progress.used, progress.summary));
         Self {
             client,
             limits,
-            tools: Toolbox::definitions(),
+            tools_bytes: tools.iter().map(|tool| tool.to_string().len()).sum(),
+            tools,
             conversation: Conversation::default(),
             resume: Some(summary.clone()).filter(|summary| !summary.is_empty()),
             used,
@@ -118,8 +122,10 @@ impl ModelImplementer {
         loop {
             self.hear(room);
             let answer = self.turn(room).await?;
-            let finish = self.take(room, &toolbox, answer).await?;
+            let taken = self.take(room, &toolbox, answer).await;
+            // Paid is paid, however it ended.
             room.keeper.turn(&self.progress()).await;
+            let finish = taken?;
             // Words that came while the model found its last ones are heard first.
             if let Some(finish) = finish
                 && !self.hear(room)
@@ -169,7 +175,7 @@ impl ModelImplementer {
         self.fit(room);
         let (mut tried, mut shortened) = (0, 0);
         loop {
-            let most_output = self.allowed(room)?;
+            let most_output = self.allowed(room).map_err(|error| *error)?;
             if tried == 0 && shortened == 0 {
                 let model = self.client.settings().model.clone();
                 room.line.tell(Event::Turn { number: self.used.turns + 1, model });
@@ -223,8 +229,7 @@ impl ModelImplementer {
 
     /// Bytes of the next request that count.
     fn bytes(&self) -> usize {
-        // Envelope and tools: the latter hardly change, so their text is not made again for this.
-        self.conversation.bytes() + 5_000
+        self.conversation.bytes() + self.tools_bytes
     }
 
     /// Tokens that so many bytes are, as the endpoint counted before.
@@ -247,10 +252,10 @@ impl ModelImplementer {
     }
 
     /// Whether a request may be made, and how much may be written in answer, so that no cap is passed by it.
-    fn allowed(&self, room: &Room<'_>) -> Result<Option<u64>, ImplementError> {
+    fn allowed(&self, room: &Room<'_>) -> Result<Option<u64>, Box<ImplementError>> {
         let allowance = &room.allowance;
         if let Some(error) = allowance.exceeded(&self.used) {
-            return Err(ImplementError::Budget(error));
+            return Err(Box::new(ImplementError::Budget(error)));
         }
         let settings = self.client.settings();
         let input = self.tokens(self.bytes());
@@ -258,7 +263,7 @@ impl ModelImplementer {
         let mut bound = |by: Option<u64>, left: String| match by {
             Some(by) if by < LEAST_OUTPUT => {
                 let message = format!("{left}; the next request alone would read some {input} tokens");
-                Err(ImplementError::Budget(TaskError::new(Code::BudgetExceeded, message)))
+                Err(Box::new(ImplementError::Budget(TaskError::new(Code::BudgetExceeded, message))))
             }
             by => {
                 most = most.into_iter().chain(by).min();
@@ -273,7 +278,7 @@ impl ModelImplementer {
             let Some(prices) = settings.prices else {
                 let words =
                     format!("the worker knows no price of {}, so it cannot hold a budget of money", settings.model);
-                return Err(ImplementError::Rejected(words));
+                return Err(Box::new(ImplementError::Rejected(words)));
             };
             let left = cost.saturating_sub(self.used.cost_micros);
             let read = prices.cost_micros(&Usage { input_tokens: input, ..Usage::default() });

@@ -60,7 +60,7 @@ impl Transport {
         let headers = request.headers_mut();
         headers.remove(AUTHORIZATION);
         if let Some(key) = &self.key {
-            let bearer = HeaderValue::from_str(&format!("Bearer {}", key.expose()));
+            let bearer = HeaderValue::from_str(&format!("Bearer {}", key.expose().trim()));
             let mut bearer = bearer.map_err(|_| OpenAIError::InvalidArgument("the key is no header".to_owned()))?;
             bearer.set_sensitive(true);
             headers.insert(AUTHORIZATION, bearer);

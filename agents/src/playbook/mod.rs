@@ -85,6 +85,14 @@ mod tests {
     }
 
     #[test]
+    fn the_playbook_of_the_docs_is_one() {
+        let page = include_str!("../../../docs/playbooks.md");
+        let (_, rest) = page.split_once("```yaml\n").unwrap();
+        let playbook = from_yaml(rest.split_once("```").unwrap().0.as_bytes()).unwrap();
+        assert_eq!(playbook.steps.len(), 4);
+    }
+
+    #[test]
     fn a_mistake_in_yaml_is_told() {
         let bomb = {
             let mut text = String::from("a0: &a0 [x, x]\n");

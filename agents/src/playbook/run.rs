@@ -98,8 +98,8 @@ impl Run<'_> {
         let steps: Vec<Cow<'_, Step>> = self.playbook.all_steps().collect();
         let mut known: Vec<Known> = steps.iter().map(|_| Known::default()).collect();
         let error = match self.conditions(&steps) {
-            Ok(conditions) => self.steps(&steps, &conditions, &mut known).await.err(),
-            Err(error) => Some(error),
+            Ok(conditions) => self.steps(&steps, &conditions, &mut known).await.err().map(|error| *error),
+            Err(error) => Some(*error),
         };
         let error = error.or_else(|| known.iter().find_map(|known| known.gate.clone()));
         let failed = known.iter().find(|known| known.gate.is_some()).and_then(|known| known.tests.clone());
@@ -112,8 +112,8 @@ impl Run<'_> {
     }
 
     /// Read again, whoever checked before: a step whose condition cannot be read never runs.
-    fn conditions(&self, steps: &[Cow<'_, Step>]) -> Result<Vec<Option<Condition>>, TaskError> {
-        let wrong = |error: String| TaskError::new(Code::ContextInvalid, format!("the playbook: {error}"));
+    fn conditions(&self, steps: &[Cow<'_, Step>]) -> Result<Vec<Option<Condition>>, Box<TaskError>> {
+        let wrong = |error: String| Box::new(TaskError::new(Code::ContextInvalid, format!("the playbook: {error}")));
         self.playbook.check("").map_err(|error| wrong(error.to_string()))?;
         let names: Vec<&str> = steps.iter().map(|step| step.name.as_str()).collect();
         let parse = |(i, step): (usize, &Cow<'_, Step>)| {
@@ -128,7 +128,7 @@ impl Run<'_> {
         steps: &[Cow<'_, Step>],
         conditions: &[Option<Condition>],
         known: &mut [Known],
-    ) -> Result<(), TaskError> {
+    ) -> Result<(), Box<TaskError>> {
         let mut worked: Option<usize> = None;
         let mut at = 0;
         while let Some(step) = steps.get(at) {
@@ -155,6 +155,10 @@ impl Run<'_> {
                 at += 1;
                 continue;
             }
+            if tried.ran.timed_out && self.left(step).is_err() {
+                let message = format!("the time was over in the step `{}`", step.name);
+                return Err(TaskError::new(Code::TimedOut, message).into());
+            }
             if let Some(author) = worked.filter(|_| known[at].rounds < step.rounds()) {
                 known[at].rounds += 1;
                 let tests = known[at].tests.as_ref();
@@ -164,7 +168,7 @@ impl Run<'_> {
                 continue;
             }
             if step.fail_fast {
-                return Err(self.failure(step, &tried));
+                return Err(self.failure(step, &tried).into());
             }
             at += 1;
         }
@@ -172,21 +176,23 @@ impl Run<'_> {
     }
 
     /// What is left until the deadline.
-    fn left(&self, step: &Step) -> Result<Duration, TaskError> {
+    fn left(&self, step: &Step) -> Result<Duration, Box<TaskError>> {
         match self.deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
             Some(left) => Ok(left),
-            None => Err(TaskError::new(Code::TimedOut, format!("no time is left for the step `{}`", step.name))),
+            None => {
+                Err(Box::new(TaskError::new(Code::TimedOut, format!("no time is left for the step `{}`", step.name))))
+            }
         }
     }
 
-    async fn holds(&mut self, condition: &Condition) -> Result<bool, TaskError> {
+    async fn holds(&mut self, condition: &Condition) -> Result<bool, Box<TaskError>> {
         if condition.asks_about_change() {
             self.facts.change = self.author.change().await?;
         }
         Ok(condition.holds(&self.facts))
     }
 
-    async fn implement(&mut self, step: &Step, failed: Option<&str>, known: &mut Known) -> Result<(), TaskError> {
+    async fn implement(&mut self, step: &Step, failed: Option<&str>, known: &mut Known) -> Result<(), Box<TaskError>> {
         let left = self.left(step)?;
         let limit = step.timeout.map_or(left, |timeout| timeout.0.min(left));
         let began = Instant::now();
@@ -208,11 +214,11 @@ impl Run<'_> {
         report.wall_ms += millis(began.elapsed());
         let detail = error.as_ref().map(|error| error.message.clone()).unwrap_or_default();
         self.note(step, outcome, None, detail);
-        error.map_or(Ok(()), Err)
+        error.map_or(Ok(()), |error| Err(Box::new(error)))
     }
 
     /// Tries a command until it passes or was tried often enough.
-    async fn command(&mut self, step: &Step) -> Result<Tried, TaskError> {
+    async fn command(&mut self, step: &Step) -> Result<Tried, Box<TaskError>> {
         let retry = Retry { tries: step.retry_count + 1, ..Retry::default() }.until(self.deadline);
         let (mut tries, mut wall) = (0, Duration::ZERO);
         loop {
@@ -226,16 +232,14 @@ impl Run<'_> {
             // The shell's own bound, and ours: a shell that hangs does not make a job hang.
             let ran = tokio::time::timeout(left + STOP, self.shell.run(command)).await;
             let Ok(ran) = ran else {
-                return Err(TaskError::new(
-                    Code::TimedOut,
-                    format!("the step `{}` could not be stopped in time", step.name),
-                ));
+                let message = format!("the step `{}` could not be stopped in time", step.name);
+                return Err(TaskError::new(Code::TimedOut, message).into());
             };
             let ran = ran.map_err(|error| error.to_task_error())?;
             tries += 1;
             wall += ran.wall;
             let tests = match step.kind {
-                StepKind::Test => testing::summary(self.tree, &step.reports, began, &ran, self.mask),
+                StepKind::Test => self.summary(step, began, &ran).await,
                 StepKind::Command | StepKind::Implement => None,
             };
             // Where exit code and counts disagree, whichever is worse holds.
@@ -258,6 +262,25 @@ impl Run<'_> {
                 after_ms: millis(pause),
             });
             tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Read beside the runtime: output and reports may be large, the workspace too.
+    /// No `async fn` of `&self`: the author is not `Sync`, and this is to be `Send`.
+    fn summary(
+        &self,
+        step: &Step,
+        began: std::time::SystemTime,
+        ran: &Ran,
+    ) -> impl Future<Output = Option<Summary>> + Send + use<> {
+        let (tree, globs) = (self.tree.to_owned(), step.reports.clone());
+        let (ran, mask) = (ran.clone(), self.mask.clone());
+        let read = move || testing::summary(&tree, &globs, began, &ran, &mask);
+        async move {
+            tokio::task::spawn_blocking(read).await.unwrap_or_else(|error| {
+                tracing::error!(%error, "reading the output of a test failed");
+                None
+            })
         }
     }
 

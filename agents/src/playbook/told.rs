@@ -5,6 +5,7 @@ use schemas::transcript::TestReport;
 
 use crate::secret::Mask;
 use crate::shell::Ran;
+use crate::tools::output::ending;
 
 /// As much of each stream is shown, from its end.
 const STREAM_BYTES: usize = 12 << 10;
@@ -45,6 +46,6 @@ fn end(text: &str, bytes: usize) -> String {
     if text.len() <= bytes {
         return text.to_owned();
     }
-    let from = text.ceil_char_boundary(text.len() - bytes);
-    format!("[… {from} bytes left out …]\n{}", &text[from..])
+    let shown = ending(text, bytes);
+    format!("[… {} bytes left out …]\n{shown}", text.len() - shown.len())
 }

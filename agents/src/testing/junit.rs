@@ -5,27 +5,25 @@ use quick_xml::events::{BytesStart, Event};
 
 use super::Found;
 
-/// The documents that stand in an output, each from its own line on.
-pub(super) fn documents(text: &str) -> impl Iterator<Item = &str> {
-    let mut rest = text;
-    std::iter::from_fn(move || {
-        let mut from = 0;
-        loop {
-            let line = rest.get(from..)?;
-            let line = &line[..line.find('\n').map_or(line.len(), |end| end + 1)];
-            if line.is_empty() {
-                return None;
-            }
-            if opens(line) {
-                break;
-            }
-            from += line.len();
+/// So often reading begins again behind something that is no XML.
+const RESTARTS: usize = 100;
+
+/// Adds the test cases of all documents that stand in an output, each from its own line on.
+pub(super) fn read_output(text: &str, found: &mut Found) {
+    let mut at = 0;
+    for _ in 0..RESTARTS {
+        let lines = text[at..].split_inclusive('\n');
+        let before: usize = lines.take_while(|line| !opens(line)).map(str::len).sum();
+        let from = at + before;
+        if from >= text.len() {
+            return;
         }
-        let document = &rest[from..];
-        let end = document.find("</testsuites>").or_else(|| document.find("</testsuite>")).unwrap_or(document.len());
-        rest = &document[end..];
-        Some(&document[..end])
-    })
+        let read = read(&text.as_bytes()[from..], found);
+        // On with the next line behind it.
+        let to = (from + read.max(1)).min(text.len());
+        let Some(end) = text.as_bytes()[to..].iter().position(|byte| *byte == b'\n') else { return };
+        at = to + end + 1;
+    }
 }
 
 fn opens(line: &str) -> bool {
@@ -37,8 +35,8 @@ fn opens(line: &str) -> bool {
         .any(|tag| line.strip_prefix(tag).is_some_and(|rest| rest.starts_with([' ', '>', '\t', '\r', '\n'])))
 }
 
-/// Adds the test cases of a document, as far as it goes.
-pub(super) fn read(bytes: &[u8], found: &mut Found) {
+/// Adds the test cases of a document, as far as it is XML. How far that was.
+pub(super) fn read(bytes: &[u8], found: &mut Found) -> usize {
     let mut reader = Reader::from_reader(bytes);
     reader.config_mut().check_end_names = false;
     let mut case: Option<Case> = None;
@@ -63,7 +61,7 @@ pub(super) fn read(bytes: &[u8], found: &mut Found) {
                 is_junit = true;
                 found.add(0, 0, 0);
             }
-            _ if !is_junit => return,
+            _ if !is_junit => return 0,
             b"testcase" => {
                 case.replace(Case::new(tag)).into_iter().for_each(|case| case.count(found));
                 if empty {
@@ -85,6 +83,7 @@ pub(super) fn read(bytes: &[u8], found: &mut Found) {
     }
     // A case that is cut off is one only if it says already how it ended.
     case.filter(|case| case.failed || case.skipped).into_iter().for_each(|case| case.count(found));
+    usize::try_from(reader.buffer_position()).unwrap_or(bytes.len())
 }
 
 struct Case {

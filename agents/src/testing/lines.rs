@@ -143,13 +143,11 @@ impl Reading {
                 found.add(0, 1, 0);
                 found.name(&format!("{}.{test}", event.package));
             }
-            ("fail", None) => {
-                if std::mem::take(&mut self.go_failed) == 0 {
-                    found.add(0, 1, 0);
-                    found.name(&event.package);
-                }
+            ("fail", None) if self.go_failed == 0 => {
+                found.add(0, 1, 0);
+                found.name(&event.package);
             }
-            ("pass" | "skip", None) => self.go_failed = 0,
+            ("pass" | "skip" | "fail", None) => self.go_failed = 0,
             _ => {}
         }
         true

@@ -159,6 +159,17 @@ fn several_sections_are_summed_up() {
 }
 
 #[test]
+fn reports_within_other_output_are_found_each() {
+    let noise = "if a < b && c > d { <no xml \n&\n";
+    let text = format!("{noise}{JUNIT}{noise}{JUNIT}{noise}");
+    assert_eq!(of_text(&text).unwrap().counts, counts(2, 4, 2));
+    // Hostile: much that begins, nothing that ends.
+    assert!(of_text(&"<testsuite \n".repeat(200_000)).is_none_or(|summary| summary.counts == counts(0, 0, 0)));
+    let many = "<testsuite><testcase name='a'/></testsuite>\n".repeat(50_000);
+    assert_eq!(of_text(&many).unwrap().counts, counts(50_000, 0, 0));
+}
+
+#[test]
 fn what_is_no_test_output_has_no_counts() {
     for text in [
         "",

@@ -14,6 +14,15 @@ pub fn beginning(text: &str, most: usize) -> &str {
     &text[..end]
 }
 
+/// The end of a text, in whole characters.
+pub fn ending(text: &str, most: usize) -> &str {
+    let mut from = text.len().saturating_sub(most);
+    while !text.is_char_boundary(from) {
+        from += 1;
+    }
+    &text[from..]
+}
+
 /// A line, cut if it is longer than [`LINE_BYTES`].
 pub fn line(text: &str) -> String {
     match beginning(text, LINE_BYTES) {

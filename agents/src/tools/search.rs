@@ -18,6 +18,8 @@ use crate::secret::Mask;
 const FILE_BYTES: u64 = 8 << 20;
 /// Bytes read in all.
 const ALL_BYTES: u64 = 1 << 30;
+/// Bytes of a line that are looked at: with the pattern's bound, no line takes long.
+const LINE_BYTES: usize = 64 << 10;
 /// Lines shown.
 const MATCHES: usize = 200;
 
@@ -44,7 +46,7 @@ pub(super) fn search(
     mask: &Mask,
     bounds: &Bounds<'_>,
 ) -> Result<Result<String, String>, TreeError> {
-    let pattern = match RegexBuilder::new(&args.pattern).size_limit(1 << 20).build() {
+    let pattern = match RegexBuilder::new(&args.pattern).size_limit(256 << 10).build() {
         Ok(pattern) => pattern,
         Err(error) => return Ok(Err(format!("`pattern` is no regular expression: {error}"))),
     };
@@ -67,7 +69,14 @@ pub(super) fn search(
         }
         read += bytes.len() as u64;
         let text = mask.text(&String::from_utf8_lossy(&bytes));
-        for (number, line) in text.lines().enumerate().filter(|(_, line)| pattern.is_match(line)) {
+        for (number, line) in text.lines().enumerate() {
+            if let Some(why) = bounds.reached(0) {
+                full = Some(why);
+                return false;
+            }
+            if !pattern.is_match(output::beginning(line, LINE_BYTES)) {
+                continue;
+            }
             lines += 1;
             found.push_str(&format!("{}:{}: {}\n", shown(place), number + 1, output::line(line)));
             if lines >= MATCHES || found.len() >= RESULT_BYTES - 2 * output::LINE_BYTES {

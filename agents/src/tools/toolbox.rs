@@ -163,7 +163,7 @@ enum Failure {
     /// The call cannot be read.
     Malformed(String),
     /// Commands cannot be run.
-    Shell(ShellError),
+    Shell(Box<ShellError>),
 }
 
 impl From<TreeError> for Failure {
@@ -223,7 +223,7 @@ impl Toolbox {
             Ok((text, effect)) => (text, matches!(&effect, Effect::Ran(_, how) if how != "exit code 0"), effect),
             Err(Failure::Told(text)) => (text, true, Effect::Looked),
             Err(Failure::Malformed(text)) => (text, true, Effect::Malformed),
-            Err(Failure::Shell(error)) => return Err(error),
+            Err(Failure::Shell(error)) => return Err(*error),
         };
         Ok(Answer { text: middle_cut(&room.mask.text(&text), RESULT_BYTES), failed, effect })
     }
@@ -280,9 +280,15 @@ impl Toolbox {
             Tool::RunCommand => run(room, parsed(tool, arguments)?).await,
             Tool::AskPeople => {
                 let args: AskPeople = parsed(tool, arguments)?;
-                match room.line.ask(&args.question).await {
-                    Ok(answer) => Ok((answer, Effect::Looked)),
-                    Err(unanswered) => Err(Failure::Told(format!("{unanswered}; go on as you think best"))),
+                let ask = room.line.ask(&args.question);
+                let asked = match room.allowance.until {
+                    None => Ok(ask.await),
+                    Some((until, _)) => tokio::time::timeout_at(until.into(), ask).await,
+                };
+                match asked {
+                    Ok(Ok(answer)) => Ok((answer, Effect::Looked)),
+                    Ok(Err(unanswered)) => Err(Failure::Told(format!("{unanswered}; go on as you think best"))),
+                    Err(_) => Err(Failure::Told("nobody answered, and no time is left to wait".to_owned())),
                 }
             }
         }
@@ -315,7 +321,7 @@ async fn run(room: &Room<'_>, args: RunCommand) -> Result<(String, Effect), Fail
     }
     let mut command = Command::line(&args.command, timeout);
     command.folder = folder.path().to_owned();
-    let ran = room.shell.run(command).await.map_err(Failure::Shell)?;
+    let ran = room.shell.run(command).await.map_err(|error| Failure::Shell(Box::new(error)))?;
     Ok((told(&ran), Effect::Ran(args.command, ran.how())))
 }
 

@@ -17,7 +17,7 @@ const DEPTH: usize = 64;
 /// Names in one folder.
 const NAMES: usize = 20_000;
 /// Bytes of a `.gitignore` that count.
-const IGNORE_BYTES: u64 = 256 << 10;
+const IGNORE_BYTES: u64 = 64 << 10;
 
 /// Bounds on one walk.
 #[derive(Debug)]

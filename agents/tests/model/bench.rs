@@ -1,5 +1,6 @@
 //! A workspace with a scripted model in it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use schemas::HumanDuration;
@@ -35,7 +36,7 @@ impl Bench {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let tree = tempfile::tempdir().unwrap();
         Self {
-            settings: Settings::new(&server.endpoint, Some(Secret::new(KEY.to_owned())), MODEL),
+            settings: Settings::new(&server.endpoint, Some(Arc::new(Secret::new(KEY.to_owned()))), MODEL),
             shell: LocalShell::new(tree.path()),
             limits: Limits {
                 retry: Retry { first: Duration::from_millis(5), ..Retry::default() },

@@ -93,6 +93,16 @@ async fn time_ends_a_request_that_hangs_and_a_command_that_runs() {
 }
 
 #[tokio::test]
+async fn time_ends_the_wait_for_people() {
+    let ask = json!({ "name": "ask_people", "arguments": { "question": "?" } });
+    let mut bench = Bench::new(json!([{ "calls": [ask] }]));
+    bench.people.never_answer();
+    bench.until(Duration::from_millis(1500));
+    ends(&bench, "time for implementing").await;
+    assert!(bench.results()[0].0.contains("no time is left"), "{:?}", bench.results());
+}
+
+#[tokio::test]
 async fn what_earlier_attempts_used_counts() {
     let mut bench = Bench::new(json!([{ "repeat": step(10, 10) }]));
     bench.allowance.turns = 5;

@@ -1,5 +1,6 @@
 //! What endpoints do to those who ask.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
@@ -135,7 +136,7 @@ async fn what_the_endpoint_calls_wrong_is_not_tried_again_and_told_in_its_words(
 #[tokio::test]
 async fn a_wrong_key_and_an_unknown_model_are_rejected() {
     let mut bench = Bench::new(json!([]));
-    bench.settings.key = Some(Secret::new("sk-another".to_owned()));
+    bench.settings.key = Some(Arc::new(Secret::new("sk-another".to_owned())));
     let error = bench.works().await.unwrap_err();
     assert!(matches!(&error, ImplementError::Rejected(why) if why.contains("Incorrect API key")), "{error:?}");
     let mut bench = Bench::new(json!([]));
@@ -164,15 +165,70 @@ async fn without_usage_tokens_are_estimated_and_that_is_told() {
 #[test]
 fn settings_that_cannot_work_are_refused() {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let key = || Some(Secret::new("k".to_owned()));
+    let settings =
+        |endpoint: &str, key: &str| Settings::new(endpoint, Some(Arc::new(Secret::new(key.to_owned()))), "m");
+    let refused = |endpoint: &str, key: &str| Client::new(settings(endpoint, key)).unwrap_err().to_string();
     for endpoint in ["", "api.openai.com/v1", "ftp://x/v1", "https://user:pass@x/v1", "https://x/v1?y=1"] {
-        let error = Client::new(Settings::new(endpoint, key(), "m")).unwrap_err().to_string();
+        let error = refused(endpoint, "sk-0123456789");
         assert!(error.contains("no base URL") && !error.contains("pass@"), "{error}");
     }
-    for key in ["", "two words", "line\n", "schlüssel"] {
-        let error =
-            Client::new(Settings::new("http://x/v1", Some(Secret::new(key.to_owned())), "m")).unwrap_err().to_string();
-        assert!(error.contains("key cannot be sent") && (key.is_empty() || !error.contains(key)), "{error}");
+    for key in ["", "\n", "two words here", "zwei\nzeilen", "schlüssel-123"] {
+        let error = refused("http://x/v1", key);
+        assert!(error.contains("key cannot be sent") && (key.trim().is_empty() || !error.contains(key)), "{error}");
     }
-    assert!(!format!("{:?}", Client::new(Settings::new("http://x/v1", key(), "m")).unwrap()).contains("\"k\""));
+    assert!(refused("http://x/v1", "k").contains("shorter"));
+    let client = Client::new(settings("http://x/v1", "sk-0123456789\n")).unwrap();
+    assert!(!format!("{client:?}").contains("sk-0123456789"));
+}
+
+#[tokio::test]
+async fn a_key_that_an_endpoint_says_back_is_masked() {
+    let words = json!({ "error": { "message": format!("wrong key: {}", crate::support::scripted::KEY) } });
+    let bench = Bench::new(json!([{ "status": 400, "body": words }]));
+    let error = bench.works().await.unwrap_err().to_string();
+    assert!(error.contains("wrong key: ") && !error.contains(crate::support::scripted::KEY), "{error}");
+    assert!(!format!("{:?}", bench.people.told()).contains(crate::support::scripted::KEY));
+}
+
+/// What every test here leans on.
+#[test]
+fn the_scripted_model_is_strict() {
+    let server = crate::support::scripted::Scripted::turns(json!([{ "repeat": { "say": "x" } }]));
+    let user = json!({ "role": "user", "content": "hi" });
+    let call = json!({ "id": "a", "type": "function", "function": { "name": "x", "arguments": "{}" } });
+    let calls = json!({ "role": "assistant", "content": null, "tool_calls": [call] });
+    let answer = |id: &str| json!({ "role": "tool", "tool_call_id": id, "content": "" });
+    let mut object = call.clone();
+    object["function"]["arguments"] = json!({});
+    let tool = |parameters: serde_json::Value| json!([{ "type": "function", "function": { "name": "x", "parameters": parameters } }]);
+    let good = json!({ "messages": [user, calls, answer("a")], "tools": tool(json!({ "type": "object" })) });
+    assert_eq!(server.post(&good), 200);
+    assert_eq!(server.violations(), [""; 0]);
+    let mut broken = call.clone();
+    broken["function"]["arguments"] = json!("{");
+    let bad = [
+        json!({ "messages": [user, { "role": "assistant", "content": null, "tool_calls": [broken] }, answer("a")] }),
+        json!({ "messages": [] }),
+        json!({ "messages": [user, calls] }),
+        json!({ "messages": [user, calls, user] }),
+        json!({ "messages": [user, calls, answer("b")] }),
+        json!({ "messages": [user, calls, answer("a"), answer("a")] }),
+        json!({ "messages": [user, calls, answer("a"), calls, answer("a")] }),
+        json!({ "messages": [user, { "role": "assistant", "content": null, "tool_calls": [object] }, answer("a")] }),
+        json!({ "messages": [user, { "role": "assistant", "content": "" }, user] }),
+        json!({ "messages": [user, { "role": "assistant", "content": "last" }] }),
+        json!({ "messages": [{ "role": "robot", "content": "hi" }] }),
+        json!({ "messages": [user, { "role": "system", "content": "late" }] }),
+        json!({ "messages": [user], "max_toks": 5 }),
+        json!({ "messages": [user], "temperature": 3 }),
+        json!({ "messages": [user], "max_completion_tokens": 0 }),
+        json!({ "messages": [user], "stream_options": {} }),
+        json!({ "messages": [user], "tools": tool(json!({ "type": "object", "properties": { "a": { "type": "text" } } })) }),
+        json!({ "messages": [user], "tools": tool(json!({ "type": "object", "required": ["a"] })) }),
+        json!({ "messages": [user], "tools": tool(json!({ "type": "object", "$ref": "#/a" })) }),
+    ];
+    for (number, bad) in bad.iter().enumerate() {
+        assert_eq!(server.post(bad), 400, "{bad}");
+        assert_eq!(server.violations().len(), number + 1);
+    }
 }

@@ -250,3 +250,49 @@ async fn commands_that_cannot_be_run_at_all_end_the_work() {
     );
     assert!(matches!(bench.works().await.unwrap_err(), ImplementError::Shell(_)));
 }
+
+#[tokio::test]
+async fn ids_that_an_endpoint_leaves_out_or_uses_again_are_made_its_own() {
+    let call = |id: &str| json!({ "name": "list_files", "id": id, "arguments": { "depth": id.len() } });
+    let bench = Bench::new(json!([
+        { "calls": [call("call_0"), call("")] },
+        { "calls": [call("call_0")] },
+        { "calls": [call("call_0")], "plain": true },
+        { "say": "done" },
+    ]));
+    assert_eq!(bench.works().await.unwrap().said, "done");
+    assert_eq!(bench.results().len(), 4);
+}
+
+#[tokio::test]
+async fn a_dropped_attempt_hangs_up() {
+    for hang in [json!({ "hang": true }), json!({ "say": "one two", "cut_after": 2, "hang": true })] {
+        let bench = Bench::new(json!([hang]));
+        let gone = || bench.server.requests().first().is_some_and(|request| request["client_gone"] == true);
+        let (mut implementer, room) = (bench.implementer(None), bench.room());
+        {
+            let mut work = implementer.work(&room, "Do the task.");
+            let asked = async {
+                while bench.server.requests().first().is_none_or(|request| request["turn"].is_null()) {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            };
+            tokio::select! { ended = &mut work => panic!("{ended:?}"), () = asked => {} }
+            assert!(!gone());
+        }
+        let hung_up = async {
+            while !gone() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), hung_up).await.expect("the connection is closed");
+    }
+}
+
+#[tokio::test]
+async fn what_a_turn_used_is_kept_however_it_ended() {
+    let bench = Bench::new(json!([{ "refusal": "no", "usage": { "prompt_tokens": 11, "completion_tokens": 3 } }]));
+    bench.works().await.unwrap_err();
+    let used = bench.people.kept().pop().unwrap().used;
+    assert_eq!((used.turns, used.input_tokens, used.output_tokens), (1, 11, 3));
+}

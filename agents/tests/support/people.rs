@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -16,6 +17,7 @@ pub struct People {
     answers: Mutex<VecDeque<String>>,
     asked: Mutex<Vec<String>>,
     kept: Mutex<Vec<Progress>>,
+    silent: AtomicBool,
 }
 
 impl People {
@@ -27,6 +29,11 @@ impl People {
     /// The answer to the next question; without one nobody answers.
     pub fn answer(&self, text: &str) {
         self.answers.lock().unwrap().push_back(text.to_owned());
+    }
+
+    /// Questions are open for ever.
+    pub fn never_answer(&self) {
+        self.silent.store(true, Ordering::Relaxed);
     }
 
     pub fn told(&self) -> Vec<Event> {
@@ -49,6 +56,9 @@ impl Line for People {
 
     fn ask<'a>(&'a self, question: &'a str) -> BoxFuture<'a, Result<String, Unanswered>> {
         self.asked.lock().unwrap().push(question.to_owned());
+        if self.silent.load(Ordering::Relaxed) {
+            return Box::pin(std::future::pending());
+        }
         let answer = self.answers.lock().unwrap().pop_front();
         Box::pin(std::future::ready(answer.ok_or(Unanswered(Duration::from_secs(1)))))
     }

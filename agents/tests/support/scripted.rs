@@ -54,6 +54,25 @@ impl Scripted {
         serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
     }
 
+    /// Sends a request with the right key and model; the status of its answer.
+    pub fn post(&self, body: &Value) -> u16 {
+        let address = self.endpoint.trim_start_matches("http://").trim_end_matches("/v1");
+        let mut body = body.clone();
+        body["model"] = MODEL.into();
+        let body = body.to_string();
+        let mut stream = TcpStream::connect(address).unwrap();
+        write!(
+            stream,
+            "POST /v1/chat/completions HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nAuthorization: Bearer {KEY}\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer.split(' ').nth(1).unwrap().parse().unwrap()
+    }
+
     /// All requests so far: `{authorized, body, turn}`.
     pub fn requests(&self) -> Vec<Value> {
         self.get("/requests").as_array().unwrap().clone()

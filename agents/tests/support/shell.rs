@@ -22,7 +22,7 @@ impl LocalShell {
         Self { root: root.into(), aside: tempfile::tempdir().unwrap() }
     }
 
-    fn command(&self, command: &Command) -> Result<tokio::process::Child, ShellError> {
+    fn command(&self, command: &Command) -> std::io::Result<tokio::process::Child> {
         tokio::process::Command::new(&command.argv[0])
             .args(&command.argv[1..])
             .env_clear()
@@ -35,11 +35,11 @@ impl LocalShell {
             .stderr(Stdio::piped())
             .stdin(Stdio::piped())
             .spawn()
-            .map_err(|error| {
-                let message = format!("cannot start {}: {error}", command.argv[0]);
-                ShellError::NotStarted(TaskError::new(Code::StartFailed, message))
-            })
     }
+}
+
+fn not_started(command: &Command, error: &std::io::Error) -> ShellError {
+    ShellError::NotStarted(TaskError::new(Code::StartFailed, format!("cannot start {}: {error}", command.argv[0])))
 }
 
 /// Kills what is left of a process group.
@@ -66,7 +66,7 @@ impl Shell for LocalShell {
 
     fn run(&self, command: Command) -> BoxFuture<'_, Result<Ran, ShellError>> {
         Box::pin(async move {
-            let mut child = self.command(&command)?;
+            let mut child = self.command(&command).map_err(|error| not_started(&command, &error))?;
             drop(child.stdin.take());
             let (stdout, stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
             ended(child, &command, keep(stdout, command.keep), keep(stderr, command.keep)).await
@@ -75,7 +75,7 @@ impl Shell for LocalShell {
 
     fn open(&self, command: Command) -> BoxFuture<'_, Result<Conversation, ShellError>> {
         Box::pin(async move {
-            let mut child = self.command(&command)?;
+            let mut child = self.command(&command).map_err(|error| not_started(&command, &error))?;
             let (stdin, stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
             let stderr = child.stderr.take().unwrap();
             let end = async move {

@@ -22,7 +22,7 @@ use schemas::{More, Names, StartId, TaskKey, Timestamp, header};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::logs::Notes;
+use crate::logs::Activity;
 
 /// Longest text of one event; what is longer is cut, and the cut is told.
 const LONGEST_TEXT: usize = 128 << 10;
@@ -47,7 +47,7 @@ struct Shared {
     start: StartId,
     mask: Mask,
     /// Every sign on it is one of the attempt's life.
-    notes: Notes,
+    activity: Activity,
     patience: Duration,
     told: Mutex<Told>,
     heard: Mutex<Heard>,
@@ -92,7 +92,7 @@ pub struct Ends {
     /// Over all that is told.
     pub mask: Mask,
     /// For signs of life.
-    pub notes: Notes,
+    pub activity: Activity,
     /// A question is open for so long.
     pub patience: Duration,
     /// Where the transcript is written.
@@ -104,11 +104,11 @@ pub struct Ends {
 impl JobLine {
     /// A line, and what carries it.
     pub fn open(ends: Ends) -> (Self, Carrier) {
-        let Ends { js, names, key, start, since, mask, notes, patience, transcript, give_up } = ends;
+        let Ends { js, names, key, start, since, mask, activity, patience, transcript, give_up } = ends;
         // Unbounded, because what is told is bounded by what the job does, and telling must never wait for the server.
         let (to, from) = mpsc::unbounded_channel();
         let told = Mutex::new(Told { number: 0, to: Some(to), listeners: Vec::new() });
-        let shared = Arc::new(Shared { key, start, mask, notes, patience, told, heard: Mutex::default() });
+        let shared = Arc::new(Shared { key, start, mask, activity, patience, told, heard: Mutex::default() });
         let carrier = Carrier { js, names, shared: shared.clone(), from, transcript, since, give_up };
         (Self { shared }, carrier)
     }
@@ -142,7 +142,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Line for JobLine {
     fn tell(&self, event: Event) {
-        self.shared.notes.touch();
+        self.shared.activity.touch();
         let mut told = lock(&self.shared.told);
         let number = told.number + 1;
         let entry = Entry {
@@ -171,7 +171,7 @@ impl Line for JobLine {
                 let mut beat = tokio::time::interval(Duration::from_secs(1));
                 loop {
                     beat.tick().await;
-                    self.shared.notes.touch();
+                    self.shared.activity.touch();
                 }
             };
             let answer = tokio::select! {

@@ -89,7 +89,7 @@ pub async fn run(
         start: work.start.clone(),
         since: work.submitted_at,
         mask: mask.clone(),
-        notes: log.notes(),
+        activity: work.activity.clone(),
         patience: worker.config.agents.question_timeout,
         transcript: folder.path.join(TRANSCRIPT),
         give_up: worker.stop_now.clone(),
@@ -1005,7 +1005,6 @@ impl Author for Writer<'_> {
             if !std::mem::take(&mut self.skip) || failed.is_some() {
                 ledger.begin(JobPhase::Implement);
                 let told = failed.unwrap_or(self.told);
-                ledger.tell(Event::Prompt { text: told.to_owned() });
                 fail::point("agent_implement");
                 self.implementer.work(self.room, told).await?;
             }

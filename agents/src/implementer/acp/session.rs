@@ -18,6 +18,7 @@ use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
 use crate::line::Line;
 use crate::shell::{Conversation, Ran, ShellError};
+use crate::tools::output::{beginning, ending};
 
 /// What the agent may ask before anybody answers.
 const WAITING: usize = 64;
@@ -31,9 +32,9 @@ const TOOL_BYTES: usize = 16 << 10;
 /// What comes from the agent.
 pub(super) enum Asked {
     Update(Box<SessionNotification>),
-    Read(ReadTextFileRequest, Responder<ReadTextFileResponse>),
-    Write(WriteTextFileRequest, Responder<WriteTextFileResponse>),
-    Permission(RequestPermissionRequest, Responder<RequestPermissionResponse>),
+    Read(Box<ReadTextFileRequest>, Responder<ReadTextFileResponse>),
+    Write(Box<WriteTextFileRequest>, Responder<WriteTextFileResponse>),
+    Permission(Box<RequestPermissionRequest>, Responder<RequestPermissionResponse>),
 }
 
 /// What is wrong on our side of the connection.
@@ -90,21 +91,21 @@ impl Live {
             )
             .on_receive_request(
                 async move |request: ReadTextFileRequest, responder, _| {
-                    drop(reads.send(Asked::Read(request, responder)).await);
+                    drop(reads.send(Asked::Read(Box::new(request), responder)).await);
                     Ok(())
                 },
                 on_receive_request!(),
             )
             .on_receive_request(
                 async move |request: WriteTextFileRequest, responder, _| {
-                    drop(writes.send(Asked::Write(request, responder)).await);
+                    drop(writes.send(Asked::Write(Box::new(request), responder)).await);
                     Ok(())
                 },
                 on_receive_request!(),
             )
             .on_receive_request(
                 async move |request: RequestPermissionRequest, responder, _| {
-                    drop(ask.send(Asked::Permission(request, responder)).await);
+                    drop(ask.send(Asked::Permission(Box::new(request), responder)).await);
                     Ok(())
                 },
                 on_receive_request!(),
@@ -149,8 +150,8 @@ impl Saying {
                     }
                     self.piece.push_str(&text.text);
                     self.last.push_str(&text.text);
-                    let from = self.last.ceil_char_boundary(self.last.len().saturating_sub(PIECE_BYTES));
-                    self.last.drain(..from);
+                    let over = self.last.len() - ending(&self.last, PIECE_BYTES).len();
+                    self.last.drain(..over);
                     if self.piece.len() >= PIECE_BYTES {
                         self.tell(line);
                     }
@@ -232,8 +233,8 @@ fn bounded(text: &str, bytes: usize) -> String {
     if text.len() <= bytes {
         return text.to_owned();
     }
-    let to = text.floor_char_boundary(bytes);
-    format!("{}[… {} bytes left out …]", &text[..to], text.len() - to)
+    let shown = beginning(text, bytes);
+    format!("{shown}[… {} bytes left out …]", text.len() - shown.len())
 }
 
 /// Fails a stream whose lines have no end, before they fill the memory.
