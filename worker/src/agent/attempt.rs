@@ -5,21 +5,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use agents::git::{Commit, Login, Order, Pushed};
-use agents::playbook::Author;
 use agents::retry::{Retry, retried};
 use agents::secret::{Mask, Secret};
 use agents::workspace::{Fetched, Kept as KeptWork, Remote, Slot, Want, WorkspaceError};
-use agents::{Implementer, Line, Progress, prompt};
-use futures_util::FutureExt;
+use agents::{Line, Progress, prompt};
 use schemas::agent_job::{AgentJob, Implementer as Wish, PATCH, PushPolicy, SlotLease};
 use schemas::record::Artifact;
 use schemas::transcript::{AgentReport, Event, JobPhase, TestReport};
 use schemas::{Code, More, StartId, TaskError};
 use tokio::sync::watch;
 
+use super::implementing::Implementing;
 use super::keep::{Kept, Pushing};
 use super::ledger::Ledger;
 use super::line::JobLine;
+use super::run::{JOB_LOG, JobFolder, PUT_AWAY, put};
 use super::shell::JobShell;
 use super::{Agents, author, keep, lease};
 use crate::attempt::phase::End;
@@ -28,9 +28,6 @@ use crate::fail;
 use crate::logs::LogWriter;
 use crate::runtime::Exit;
 use crate::worker::Worker;
-
-use super::implementing::Implementing;
-use super::run::{JOB_LOG, JobFolder, PUT_AWAY, put};
 
 pub(super) const TESTS: &str = "tests.json";
 /// How often a push may find that the remote has moved.

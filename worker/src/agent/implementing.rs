@@ -18,13 +18,12 @@ use schemas::playbook::StepKind;
 use schemas::transcript::{ChangeReport, JobPhase};
 use schemas::{Code, HumanDuration, TaskError};
 
-use super::shell::{JobShell, Surroundings};
-use crate::attempt::workload::bounds;
-use crate::fail;
-
 use super::attempt::{Attempt, Failed};
 use super::keeper::WorkKeeper;
 use super::plan::Plan;
+use super::shell::{JobShell, Surroundings};
+use crate::attempt::workload::bounds;
+use crate::fail;
 
 /// Who implements, checked before anything is begun.
 pub(super) enum Implementing {

@@ -2,20 +2,18 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use agents::playbook::Author;
 use agents::workspace::Slot;
-use agents::{Implementer, Keeper, Line, Progress};
+use agents::{Keeper, Line, Progress};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use schemas::agent_job::PATCH;
 use schemas::transcript::Event;
 
+use super::attempt::Attempt;
 use super::keep;
 use super::keep::Kept;
-use crate::fail;
-
-use super::attempt::Attempt;
 use super::run::put;
+use crate::fail;
 
 impl Attempt<'_> {
     /// What there is goes on from here, whoever runs the next attempt.

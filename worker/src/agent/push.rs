@@ -2,20 +2,17 @@
 
 use std::time::Instant;
 
+use agents::Line;
 use agents::git::{Change, Commit, Order, Pushed};
-use agents::playbook::Author;
 use agents::secret::find_known;
 use agents::workspace::Slot;
-use agents::{Implementer, Line};
-use futures_util::FutureExt;
 use schemas::transcript::Event;
 use schemas::{Code, State, TaskError};
 
+use super::attempt::{Attempt, Failed};
 use super::keep;
 use super::keep::Pushing;
 use crate::fail;
-
-use super::attempt::{Attempt, Failed};
 
 impl Attempt<'_> {
     /// What differs from the base. What has a secret in it does not leave.

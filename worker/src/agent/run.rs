@@ -8,12 +8,12 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use futures_util::FutureExt;
 use schemas::agent_job::AgentJob;
 use schemas::record::Artifact;
 use schemas::{Code, More, TaskError};
 use tokio::sync::watch;
 
+use super::attempt::Attempt;
 use super::ledger::Ledger;
 use super::line::{Ends, JobLine};
 use super::{endpoint, mask_of};
@@ -22,8 +22,6 @@ use crate::attempt::workload::{Done, Work};
 use crate::logs::LogSink;
 use crate::worker::Worker;
 use crate::{objects, placement};
-
-use super::attempt::Attempt;
 
 /// Transcript, log and test output among the artifacts.
 pub(super) const TRANSCRIPT: &str = "transcript.jsonl";
