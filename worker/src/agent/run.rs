@@ -32,6 +32,7 @@ use tokio::sync::watch;
 use super::keep::{Kept, Pushing};
 use super::ledger::Ledger;
 use super::line::{Ends, JobLine};
+use super::outside::{PoolSlot, end_of};
 use super::shell::{JobShell, Surroundings};
 use super::{Agents, author, endpoint, keep, lease, mask_of};
 use crate::attempt::phase::{End, Why};
@@ -94,6 +95,14 @@ pub async fn run(
         transcript: folder.path.join(TRANSCRIPT),
         give_up: worker.stop_now.clone(),
     });
+    let events = agents.outside.events(worker, work, &line);
+    let (tell_end, end_told) = tokio::sync::oneshot::channel();
+    let telling = async {
+        match events {
+            Some(events) => events.tell(end_told).await,
+            None => Vec::new(),
+        }
+    };
     let started = worker.js.now();
     let running = async {
         let attempt = Attempt {
@@ -112,17 +121,17 @@ pub async fn run(
         };
         let serving =
             endpoint::serve(worker.js.client().clone(), worker.config.names.clone(), work.key.clone(), line.clone());
-        let done = tokio::select! {
-            done = attempt.whole(&mut stop) => done,
-            never = serving => match never {},
+        let working = async {
+            let done = attempt.whole(&mut stop).await;
+            work.exited.store(true, std::sync::atomic::Ordering::Release);
+            let _ = tell_end.send(end_of(worker, work, &done));
+            line.end();
+            done
         };
-        work.exited.store(true, std::sync::atomic::Ordering::Release);
-        line.end();
-        done
+        tokio::join!(working, serving).0
     };
-    let (mut done, warnings, untold) = tokio::join!(running, storing, carrier.carry());
-    done.warnings.extend(warnings);
-    done.warnings.extend(untold);
+    let (mut done, warnings, untold, outside) = tokio::join!(running, storing, carrier.carry(), telling);
+    done.warnings.extend(warnings.into_iter().chain(untold).chain(outside));
     done.started = Some(started);
     if !worker.stop_now.is_cancelled() {
         let kept = folder.keep(worker, work, TRANSCRIPT, Some(30));
@@ -131,6 +140,8 @@ pub async fn run(
             Ok(Err(error)) => done.warnings.push(format!("artifact `{TRANSCRIPT}` not kept: {error}")),
             Err(_) => done.warnings.push(format!("artifact `{TRANSCRIPT}` not kept: the server took too long")),
         }
+        let unstored = agents.outside.store(worker, work, &done.artifacts).await;
+        done.warnings.extend(unstored);
     }
     done
 }
@@ -215,6 +226,8 @@ struct Known {
     /// A push of ours is under way: what it pushes, and whether the branch was not there before.
     pushing: Option<(String, bool)>,
     artifacts: Vec<Artifact>,
+    /// Of the pool outside, where there is one.
+    pooled: Option<PoolSlot>,
     result: Option<schemas::record::TaskResult>,
     warnings: Vec<String>,
 }
@@ -298,6 +311,12 @@ impl Attempt<'_> {
             }
             lease::free(self.worker, number).await;
         }
+        let pooled = self.known().pooled.take();
+        if let Some(pooled) = pooled
+            && let Some(why) = self.agents.outside.give_back(&pooled).await
+        {
+            self.warn(why);
+        }
         if end == End::Succeeded {
             let mut starts = self.work.earlier.clone();
             starts.push(self.work.start.clone());
@@ -349,6 +368,9 @@ impl Attempt<'_> {
         let earlier = self.earlier().await;
 
         self.ledger.begin(JobPhase::Slot);
+        let pooled = self.agents.outside.slot(worker, work, &job.repository, self.retry(), |event| self.ledger.tell(event));
+        let pooled = pooled.await.map_err(|error| TaskError::new(Code::WorkspaceFailed, error.to_string()))?;
+        self.known().pooled.clone_from(&pooled);
         let remote = self.remote();
         let taken = self.again("slot", || self.agents.workspaces.take(&remote)).await?;
         let told = SlotLease {
@@ -364,10 +386,17 @@ impl Attempt<'_> {
         *slot = Some(taken);
         let holding = lease::hold(worker, number, &told);
         let rest = self.in_slot(slot.as_mut().expect("just taken"), shell, &branch, &mut implementer, earlier);
+        let renewing = async {
+            match &pooled {
+                Some(pooled) => self.agents.outside.renew(pooled, |why| self.warn(why)).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             done = rest => done,
             never = holding => match never {},
+            never = renewing => match never {},
         }
     }
 
