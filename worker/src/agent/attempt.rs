@@ -19,6 +19,7 @@ use super::implementing::Implementing;
 use super::keep::{Kept, Pushing};
 use super::ledger::Ledger;
 use super::line::JobLine;
+use super::outside::PoolSlot;
 use super::run::{JOB_LOG, JobFolder, PUT_AWAY, put};
 use super::shell::JobShell;
 use super::{Agents, author, keep, lease};
@@ -59,6 +60,8 @@ pub(super) struct Known {
     /// A push of ours is under way: what it pushes, and whether the branch was not there before.
     pub(super) pushing: Option<(String, bool)>,
     pub(super) artifacts: Vec<Artifact>,
+    /// Of the pool outside, where there is one.
+    pub(super) pooled: Option<PoolSlot>,
     pub(super) result: Option<schemas::record::TaskResult>,
     pub(super) warnings: Vec<String>,
 }
@@ -142,6 +145,12 @@ impl Attempt<'_> {
             }
             lease::free(self.worker, number).await;
         }
+        let pooled = self.known().pooled.take();
+        if let Some(pooled) = pooled
+            && let Some(why) = self.agents.outside.give_back(&pooled).await
+        {
+            self.warn(why);
+        }
         if end == End::Succeeded {
             self.forget_but_the_push().await;
         }
@@ -187,6 +196,10 @@ impl Attempt<'_> {
         let earlier = self.earlier().await;
 
         self.ledger.begin(JobPhase::Slot);
+        let pooled =
+            self.agents.outside.slot(worker, work, &job.repository, self.retry(), |event| self.ledger.tell(event));
+        let pooled = pooled.await.map_err(|error| TaskError::new(Code::WorkspaceFailed, error.to_string()))?;
+        self.known().pooled.clone_from(&pooled);
         let remote = self.remote();
         let taken = self.again("slot", || self.agents.workspaces.take(&remote)).await?;
         let told = SlotLease {
@@ -202,10 +215,17 @@ impl Attempt<'_> {
         *slot = Some(taken);
         let holding = lease::hold(worker, number, &told);
         let rest = self.in_slot(slot.as_mut().expect("just taken"), shell, &branch, &mut implementer, earlier);
+        let renewing = async {
+            match &pooled {
+                Some(pooled) => self.agents.outside.renew(pooled, |why| self.warn(why)).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             done = rest => done,
             never = holding => match never {},
+            never = renewing => match never {},
         }
     }
 

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use super::attempt::Attempt;
 use super::ledger::Ledger;
 use super::line::{Ends, JobLine};
+use super::outside::end_of;
 use super::{endpoint, mask_of};
 use crate::attempt::phase::{End, Why};
 use crate::attempt::workload::{Done, Work};
@@ -65,6 +66,14 @@ pub async fn run(worker: &Worker, work: &Work, job: &AgentJob, mut stop: watch::
         transcript: folder.path.join(TRANSCRIPT),
         give_up: worker.stop_now.clone(),
     });
+    let events = agents.outside.events(worker, work, &line);
+    let (tell_end, end_told) = tokio::sync::oneshot::channel();
+    let telling = async {
+        match events {
+            Some(events) => events.tell(end_told).await,
+            None => Vec::new(),
+        }
+    };
     let started = worker.js.now();
     let running = async {
         let attempt = Attempt {
@@ -83,17 +92,17 @@ pub async fn run(worker: &Worker, work: &Work, job: &AgentJob, mut stop: watch::
         };
         let serving =
             endpoint::serve(worker.js.client().clone(), worker.config.names.clone(), work.key.clone(), line.clone());
-        let done = tokio::select! {
-            done = attempt.whole(&mut stop) => done,
-            never = serving => match never {},
+        let working = async {
+            let done = attempt.whole(&mut stop).await;
+            work.exited.store(true, std::sync::atomic::Ordering::Release);
+            let _ = tell_end.send(end_of(worker, work, &done));
+            line.end();
+            done
         };
-        work.exited.store(true, std::sync::atomic::Ordering::Release);
-        line.end();
-        done
+        tokio::join!(working, serving).0
     };
-    let (mut done, warnings, untold) = tokio::join!(running, storing, carrier.carry());
-    done.warnings.extend(warnings);
-    done.warnings.extend(untold);
+    let (mut done, warnings, untold, outside) = tokio::join!(running, storing, carrier.carry(), telling);
+    done.warnings.extend(warnings.into_iter().chain(untold).chain(outside));
     done.started = Some(started);
     if !worker.stop_now.is_cancelled() {
         let kept = folder.keep(worker, work, TRANSCRIPT, Some(30));
@@ -102,6 +111,8 @@ pub async fn run(worker: &Worker, work: &Work, job: &AgentJob, mut stop: watch::
             Ok(Err(error)) => done.warnings.push(format!("artifact `{TRANSCRIPT}` not kept: {error}")),
             Err(_) => done.warnings.push(format!("artifact `{TRANSCRIPT}` not kept: the server took too long")),
         }
+        let unstored = agents.outside.store(worker, work, &done.artifacts).await;
+        done.warnings.extend(unstored);
     }
     done
 }
