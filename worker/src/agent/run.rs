@@ -396,8 +396,12 @@ impl Attempt<'_> {
         }
         // Where our branch is there already, the job goes on from it.
         let base = fetched.branch.clone().unwrap_or_else(|| fetched.base.clone());
-        slot.stand(&base, branch, &fetched.base_name).await.map_err(|error| error.to_task_error())?;
+        // What is run is the base's word, not that of a branch that an earlier run has pushed.
+        slot.stand(&fetched.base, branch, &fetched.base_name).await.map_err(|error| error.to_task_error())?;
         let plan = self.plan(slot).await?;
+        if base != fetched.base {
+            slot.stand(&base, branch, &fetched.base_name).await.map_err(|error| error.to_task_error())?;
+        }
         let resumed = self.resume(slot, &fetched, earlier).await;
         {
             let mut known = self.known();
@@ -686,7 +690,7 @@ impl Attempt<'_> {
                 Ok(Implementing::Model(Some(client), prices.is_some()))
             }
             Wish::Command(wish) => {
-                let template = Template::parse(&wish.command).map_err(|error| invalid(format!("implementer.command: {error}")))?;
+                let template = Template::of(wish).map_err(|error| invalid(format!("implementer.command: {error}")))?;
                 let timeout = wish.timeout.map(|timeout| timeout.0);
                 match wish.protocol {
                     AgentProtocol::None => Ok(Implementing::Command(Some((template, timeout)))),
@@ -740,6 +744,7 @@ impl Attempt<'_> {
             ("task.title", Some(job.title.clone())),
             ("task.spec", job.spec.clone()),
             ("task.skill", job.skill.clone()),
+            ("task.repository", Some(job.repository.clone())),
             ("task.base", job.base.clone()),
             ("task.branch", Some(branch.to_owned())),
         ] {
