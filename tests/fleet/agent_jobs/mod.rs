@@ -1,6 +1,10 @@
 //! Agent jobs from the outside: a real remote, a real worker, a scripted model behind real HTTP.
 
 mod cancel;
+mod examples;
+mod people;
+mod playbooks;
+mod programs;
 #[cfg(feature = "fail-points")]
 mod resume;
 mod run;
@@ -117,7 +121,7 @@ pub fn succeeded(record: &TaskRecord) {
     assert_eq!(record.state, State::Succeeded, "{record:#?}");
 }
 
-fn merge(into: &mut Value, more: Value) {
+pub fn merge(into: &mut Value, more: Value) {
     match (into, more) {
         (Value::Object(into), Value::Object(more)) => {
             for (name, value) in more {

@@ -256,8 +256,12 @@ impl Attempt<'_> {
         }
         // Where our branch is there already, the job goes on from it.
         let base = fetched.branch.clone().unwrap_or_else(|| fetched.base.clone());
-        slot.stand(&base, branch, &fetched.base_name).await.map_err(|error| error.to_task_error())?;
+        // What is run is the base's word, not that of a branch that an earlier run has pushed.
+        slot.stand(&fetched.base, branch, &fetched.base_name).await.map_err(|error| error.to_task_error())?;
         let plan = self.plan(slot).await?;
+        if base != fetched.base {
+            slot.stand(&base, branch, &fetched.base_name).await.map_err(|error| error.to_task_error())?;
+        }
         let resumed = self.resume(slot, &fetched, earlier).await;
         {
             let mut known = self.known();

@@ -117,7 +117,7 @@ impl Attempt<'_> {
             }
             Wish::Command(wish) => {
                 let template =
-                    Template::parse(&wish.command).map_err(|error| invalid(format!("implementer.command: {error}")))?;
+                    Template::of(wish).map_err(|error| invalid(format!("implementer.command: {error}")))?;
                 let timeout = wish.timeout.map(|timeout| timeout.0);
                 match wish.protocol {
                     AgentProtocol::None => Ok(Implementing::Command(Some((template, timeout)))),
@@ -171,6 +171,7 @@ impl Attempt<'_> {
             ("task.title", Some(job.title.clone())),
             ("task.spec", job.spec.clone()),
             ("task.skill", job.skill.clone()),
+            ("task.repository", Some(job.repository.clone())),
             ("task.base", job.base.clone()),
             ("task.branch", Some(branch.to_owned())),
         ] {
