@@ -291,8 +291,8 @@ async fn submit(args: Run, on: &Server<'_>) -> Result<Exit, Error> {
 
 /// The end of a job, in a few lines.
 fn summary(key: &TaskKey, record: &TaskRecord) {
-    let report = record.attempts.last().and_then(|attempt| attempt.agent.as_deref());
-    if let Some(report) = report {
+    let report = record.attempts.last().and_then(|attempt| attempt.agent.as_ref()?.read());
+    if let Some(report) = &report {
         if let (Some(branch), true) = (&report.branch, report.pushed) {
             let commit = report.commit.as_deref().unwrap_or_default();
             output::line(format_args!("{branch} {}", commit.get(..12).unwrap_or(commit)));

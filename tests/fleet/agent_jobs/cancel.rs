@@ -4,36 +4,36 @@ use schemas::State;
 use schemas::transcript::{Event, JobPhase};
 use serde_json::json;
 
-use super::{World, mends};
-use crate::support::eventually;
+use super::scripted::Scripted;
+use super::{World, mends, until};
 use crate::support::repo::RIGHT;
 
 const KEY: &str = "default.t";
 
 /// Cancels once the job has begun this phase, and looks at what is left.
 async fn cancelled_in(world: &World, phase: JobPhase) {
-    let began = || async { world.told("t").await.iter().any(|entry| entry.event == Event::PhaseBegan { phase }) };
-    eventually("the phase has begun", began).await;
+    let began = async || world.told("t").await.iter().any(|entry| entry.event == Event::PhaseBegan { phase });
+    until("the phase has begun", began).await;
     world.fleet.shoal(&["cancel", "t"]).await.ok();
     let record = world.fleet.ended(KEY).await;
     assert_eq!(record.state, State::Cancelled, "{phase}: {record:#?}");
     assert_eq!(world.repo.branches(), Vec::<String>::new(), "{phase}");
     let folder = world.fleet.folder().display().to_string();
-    let nothing_runs = || async {
+    let nothing_runs = async || {
         let all = std::process::Command::new("ps").args(["-eo", "args"]).output().expect("ps runs");
         let all = String::from_utf8_lossy(&all.stdout).into_owned();
         !all.lines().any(|line| line.contains("sleep 98765") || (line.starts_with("git ") && line.contains(&folder)))
     };
-    eventually("no process is left", nothing_runs).await;
-    let free = || async {
+    until("no process is left", nothing_runs).await;
+    let free = async || {
         world.fleet.messages("KV_shoal_slots", "$KV.shoal_slots.>").await.iter().all(|it| it.payload.is_empty())
     };
-    eventually("the workspace is given back", free).await;
+    until("the workspace is given back", free).await;
     // The workspace works for the next one.
     let again = world.fleet.run("default.again", &world.job(json!({"title": "Once more"}))).await;
     assert_ne!(again.state, State::Cancelled);
     assert!(
-        again.attempts.last().and_then(|it| it.agent.as_ref()).is_some_and(|it| it.phases.len() >= 5),
+        super::report(&again).phases.len() >= 5,
         "{again:#?}"
     );
 }
@@ -62,10 +62,14 @@ async fn a_cancel_while_fetching_leaves_nothing() {
 
 #[tokio::test]
 async fn a_cancel_while_the_model_answers_leaves_nothing() {
-    let world = World::of(json!([{"hang": true}, {"repeat": {"say": "Done."}}])).await;
+    let world = World::with(Scripted::conversations(json!([
+        {"match": "Once more", "turns": [{"repeat": {"say": "Done."}}]},
+        {"match": "", "turns": [{"hang": true}]},
+    ])))
+    .await;
     let _worker = world.worker("w").await;
     world.fleet.publish(KEY, &world.job(json!({}))).await;
-    eventually("the model was asked", || async { !world.model.requests().is_empty() }).await;
+    until("the model was asked", async || !world.model.requests().is_empty()).await;
     cancelled_in(&world, JobPhase::Implement).await;
 }
 
@@ -78,8 +82,8 @@ async fn a_cancel_while_a_command_of_the_model_runs_leaves_nothing() {
     .await;
     let _worker = world.worker("w").await;
     world.fleet.publish(KEY, &world.job(json!({}))).await;
-    let called = || async { world.told("t").await.iter().any(|entry| matches!(entry.event, Event::ToolCall { .. })) };
-    eventually("the command runs", called).await;
+    let called = async || world.told("t").await.iter().any(|entry| matches!(entry.event, Event::ToolCall { .. }));
+    until("the command runs", called).await;
     cancelled_in(&world, JobPhase::Implement).await;
 }
 
@@ -108,11 +112,11 @@ async fn a_cancel_while_it_pushes_takes_the_branch_back() {
     world.repo.hook("post-receive", &format!("[ -e {0} ] || {{ touch {0}; sleep 98765; }}", reached.display()));
     let _worker = world.worker("w").await;
     world.fleet.publish(KEY, &world.job(json!({}))).await;
-    eventually("the branch is at the remote", || async { reached.exists() }).await;
+    until("the branch is at the remote", async || reached.exists()).await;
     assert_eq!(world.repo.branches().len(), 1);
     world.fleet.shoal(&["cancel", "t"]).await.ok();
     let record = world.fleet.ended(KEY).await;
     assert_eq!(record.state, State::Cancelled, "{record:#?}");
-    eventually("the branch is gone", || async { world.repo.branches().is_empty() }).await;
+    until("the branch is gone", async || world.repo.branches().is_empty()).await;
     let _ = std::process::Command::new("pkill").args(["-f", "sleep 98765"]).status();
 }

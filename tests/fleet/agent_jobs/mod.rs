@@ -13,13 +13,13 @@ mod scripted;
 mod secrets;
 mod trouble;
 
-use schemas::transcript::{AgentReport, Entry, JobPhase};
+use schemas::transcript::{AgentReport, Entry, JobPhase, WrittenReport};
 use schemas::{State, TaskRecord};
 use serde_json::{Value, json};
 
 use self::scripted::Scripted;
 use crate::support::repo::{RIGHT, Repo};
-use crate::support::{Fleet, Program, WorkerBuilder};
+use crate::support::{Fleet, Program, WorkerBuilder, eventually};
 
 /// A fleet, a remote and a model.
 pub struct World {
@@ -90,6 +90,12 @@ impl World {
     }
 }
 
+/// Waits until something holds.
+#[track_caller]
+pub fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) -> impl Future<Output = ()> {
+    eventually(what, async move || if holds().await { Ok(()) } else { Err("not yet".to_owned()) })
+}
+
 /// The turns of a model that mends the fault at once.
 pub fn mends() -> Value {
     json!([
@@ -100,9 +106,9 @@ pub fn mends() -> Value {
 
 /// What the job's last attempt says of itself.
 #[track_caller]
-pub fn report(record: &TaskRecord) -> &AgentReport {
+pub fn report(record: &TaskRecord) -> AgentReport {
     let last = record.attempts.last().expect("an attempt");
-    last.agent.as_deref().unwrap_or_else(|| panic!("no report in {record:#?}"))
+    last.agent.as_ref().and_then(WrittenReport::read).unwrap_or_else(|| panic!("no report in {record:#?}"))
 }
 
 /// The phases of a report.

@@ -7,9 +7,9 @@ use schemas::{Outcome, State};
 use serde_json::json;
 
 use super::scripted::Scripted;
-use super::{World, mends, phases, report, succeeded};
+use super::{World, mends, phases, report, succeeded, until};
+use crate::support::With;
 use crate::support::repo::RIGHT;
-use crate::support::{With, eventually};
 
 const BRANCH: &str = "feature/task-t-add-do-not-subtract";
 
@@ -32,8 +32,8 @@ async fn a_killed_workers_job_goes_on_elsewhere_without_paying_finished_turns_ag
     let world = World::with(in_two_attempts()).await;
     let mut first = world.worker("first").await;
     world.fleet.publish("default.t", &world.job(json!({"keep": {"every_turns": 1}}))).await;
-    let asked_twice = || async { world.model.requests().len() == 2 };
-    eventually("the second turn has begun", asked_twice).await;
+    let asked_twice = async || world.model.requests().len() == 2;
+    until("the second turn has begun", asked_twice).await;
     first.kill().await;
     let _second = world.worker("second").await;
     let record = world.fleet.ended("default.t").await;
@@ -63,7 +63,7 @@ async fn turns_count_over_all_attempts() {
     let mut first = world.worker("first").await;
     let job = world.job(json!({"keep": {"every_turns": 1}, "budget": {"turns": 2}}));
     world.fleet.publish("default.t", &job).await;
-    eventually("the second turn has begun", || async { world.model.requests().len() == 2 }).await;
+    until("the second turn has begun", async || world.model.requests().len() == 2).await;
     first.kill().await;
     let _second = world.worker("second").await;
     let record = world.fleet.ended("default.t").await;
@@ -99,7 +99,7 @@ async fn a_death_around_the_push_pushes_once() {
         assert_eq!(world.repo.git(&["rev-list", "--count", &format!("main..{BRANCH}")]).trim(), "1", "{point}");
         assert_eq!(report(&record).commit, world.repo.tip(BRANCH), "{point}");
         if point == "agent_after_push" {
-            let phases = phases(report(&record));
+            let phases = phases(&report(&record));
             assert!(!phases.contains(&JobPhase::Implement), "{point}: found at the remote: {phases:?}");
         }
     }
@@ -134,7 +134,7 @@ async fn a_drained_worker_hands_a_job_on_with_its_work() {
     let world = World::with(in_two_attempts()).await;
     let mut first = world.builder("first").drain_grace("1s").start().await;
     world.fleet.publish("default.t", &world.job(json!({"keep": {"every_turns": 100}}))).await;
-    eventually("the second turn has begun", || async { world.model.requests().len() == 2 }).await;
+    until("the second turn has begun", async || world.model.requests().len() == 2).await;
     first.terminate();
     first.wait().await.ok();
     let _second = world.worker("second").await;
@@ -161,7 +161,7 @@ async fn a_frozen_worker_that_thaws_pushes_nothing_late() {
         ]}}}),
     );
     world.fleet.publish("default.t", &job).await;
-    eventually("it works", || async { world.model.requests().len() >= 2 }).await;
+    until("it works", async || world.model.requests().len() >= 2).await;
     first.freeze();
     let _second = world.worker("second").await;
     let record = world.fleet.ended("default.t").await;

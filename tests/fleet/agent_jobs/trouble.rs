@@ -4,8 +4,7 @@ use schemas::transcript::{Event, JobPhase};
 use schemas::{Code, State};
 use serde_json::{Value, json};
 
-use super::{World, mends, phases, report, succeeded};
-use crate::support::eventually;
+use super::{World, mends, phases, report, succeeded, until};
 use crate::support::repo::RIGHT;
 
 const BRANCH: &str = "feature/task-t-add-do-not-subtract";
@@ -27,7 +26,7 @@ async fn a_base_that_moved_meanwhile_is_rebased_onto_and_tested_again() {
     .await;
     let _worker = world.worker("w").await;
     world.fleet.publish("default.t", &world.job(json!({}))).await;
-    eventually("the model works", || async { world.model.requests().len() == 2 }).await;
+    until("the model works", async || world.model.requests().len() == 2).await;
     let moved = world.repo.commit("main", &[("other.txt", "by somebody\n")]);
     let record = world.fleet.ended("default.t").await;
     succeeded(&record);
@@ -47,7 +46,7 @@ async fn a_base_that_moved_meanwhile_is_rebased_onto_and_tested_again() {
         JobPhase::Push,
         JobPhase::Report,
     ];
-    assert_eq!(phases(report), expected);
+    assert_eq!(phases(&report), expected);
     assert_eq!(report.base_commit.as_ref(), Some(&moved));
     assert_eq!(world.repo.git(&["rev-parse", &format!("{BRANCH}^")]).trim(), moved);
     assert_eq!(report.turns, 2, "no turn was paid again");
@@ -62,7 +61,7 @@ async fn a_conflict_with_the_moved_base_is_told_and_nothing_is_pushed() {
     .await;
     let _worker = world.worker("w").await;
     world.fleet.publish("default.t", &world.job(json!({}))).await;
-    eventually("the model works", || async { world.model.requests().len() == 2 }).await;
+    until("the model works", async || world.model.requests().len() == 2).await;
     world.repo.commit("main", &[("add.sh", "echo $(expr $1 - $2)\n")]);
     let record = world.fleet.ended("default.t").await;
     let error = record.error.expect("an error");
@@ -89,7 +88,7 @@ async fn a_branch_of_somebody_else_is_left_alone() {
     let world = World::of(json!([{"delay_ms": 700, "calls": [{"name": "write_file", "arguments": {"path": "add.sh", "content": RIGHT}}]}, {"say": "Done."}])).await;
     let _worker = world.worker("w").await;
     world.fleet.publish("default.t", &world.job(json!({}))).await;
-    eventually("the model works", || async { !world.model.requests().is_empty() }).await;
+    until("the model works", async || !world.model.requests().is_empty()).await;
     let theirs = world.repo.commit(BRANCH, &[("theirs.txt", "theirs\n")]);
     let record = world.fleet.ended("default.t").await;
     assert_eq!(record.error.map(|error| error.code), Some(Code::PushRefused));
@@ -129,7 +128,8 @@ async fn a_model_that_is_overloaded_for_a_moment_is_asked_again() {
     let _worker = world.worker("w").await;
     let record = world.run("default.t", json!({})).await;
     succeeded(&record);
-    let implement = report(&record).phases.iter().find(|it| it.phase == JobPhase::Implement).expect("it implemented");
+    let phases = report(&record).phases;
+    let implement = phases.iter().find(|it| it.phase == JobPhase::Implement).expect("it implemented");
     assert_eq!(implement.retries, 2, "told in the record");
     let retries = world.told("t").await.into_iter().filter(|entry| matches!(entry.event, Event::Retry { .. })).count();
     assert_eq!(retries, 2, "and as it happened");
@@ -155,18 +155,18 @@ async fn each_way_of_a_model_to_fail_has_its_own_code() {
 async fn a_budget_of_each_kind_ends_the_job_and_keeps_its_work() {
     for (budget, word) in [
         (json!({"turns": 2}), "turns"),
-        (json!({"tokens": 1000}), "tokens"),
-        (json!({"cost": "0.0002"}), "money"),
+        (json!({"tokens": 2500}), "tokens"),
+        (json!({"cost": "0.0025"}), "money"),
         (json!({"time": "1s"}), "time"),
     ] {
         let world = World::of(json!([
             {"calls": [{"name": "write_file", "arguments": {"path": "notes.txt", "content": "begun\n"}}],
-             "usage": {"prompt_tokens": 90, "completion_tokens": 10}},
+             "usage": {"prompt_tokens": 1000, "completion_tokens": 100}},
             {"repeat": {"calls": [{"name": "run_command", "arguments": {"command": "sleep 0.3; date +%N"}}],
-             "usage": {"prompt_tokens": 300, "completion_tokens": 100}}},
+             "usage": {"prompt_tokens": 1500, "completion_tokens": 100}}},
         ]))
         .await;
-        let prices = json!({super::scripted::MODEL: {"input": "0.2", "output": "0.4"}}).to_string();
+        let prices = json!({super::scripted::MODEL: {"input": "1", "output": "1"}}).to_string();
         let _worker = world.builder("w").env("SHOAL_MODEL_PRICES", &prices).start().await;
         let (code, message) = fails(&world, json!({ "budget": budget })).await;
         assert_eq!(code, Code::BudgetExceeded, "{word}: {message}");
@@ -188,11 +188,11 @@ async fn a_deadline_ends_the_whole_process_tree_and_keeps_the_transcript() {
     job["timeout"] = json!("2s");
     let record = world.fleet.run("default.t", &job).await;
     assert_eq!(record.error.map(|error| error.code), Some(Code::TimedOut));
-    let left = || async {
+    let left = async || {
         let all = std::process::Command::new("ps").args(["-eo", "args"]).output().expect("ps runs");
         !String::from_utf8_lossy(&all.stdout).contains("sleep 45678")
     };
-    eventually("no process is left", left).await;
+    until("no process is left", left).await;
     let transcript = world.artifact("t", "transcript.jsonl").await;
     assert!(transcript.contains("sleep 45678"), "{transcript}");
 }

@@ -299,9 +299,7 @@ impl Attempt<'_> {
             lease::free(self.worker, number).await;
         }
         if end == End::Succeeded {
-            let mut starts = self.work.earlier.clone();
-            starts.push(self.work.start.clone());
-            keep::forget(self.worker, &self.work.key, &starts).await;
+            self.forget_but_the_push().await;
         }
         let mut usage = shell.map(|shell| shell.used()).unwrap_or_default();
         usage.wall_ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -902,6 +900,18 @@ impl Attempt<'_> {
             known.artifacts.push(artifact);
         }
         Ok(())
+    }
+
+    /// Nobody goes on from a job that succeeded. But its record is not written yet: whoever finds it unwritten must find
+    /// what was pushed; that little goes with its retention.
+    async fn forget_but_the_push(&self) {
+        keep::forget(self.worker, &self.work.key, &self.work.earlier).await;
+        let kept = self.known().kept.clone();
+        if kept.pushing.is_some()
+            && let Err(error) = keep::put(self.worker, &self.work.key, &self.work.start, &kept, &[]).await
+        {
+            tracing::debug!(task = %self.work.key, %error, "kept work stays until its retention ends");
+        }
     }
 
     async fn keep_tests(&self, tests: Option<&TestReport>) {
