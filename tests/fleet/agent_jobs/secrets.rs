@@ -238,7 +238,7 @@ async fn no_secret_is_found_anywhere_after_tests_that_failed_with_it() {
     let record = watched.world.fleet.run("default.t", &job).await;
     let error = record.error.as_ref().expect("an error");
     assert_eq!(error.code, Code::TestsFailed, "{error:?}");
-    let tests = super::report(&record).tests.as_ref().expect("they ran");
+    let tests = super::report(&record).tests.expect("they ran");
     assert_eq!(tests.failed, ["logs in with ***"]);
     let asked = serde_json::to_string(&watched.world.model.requests()).expect("JSON");
     assert!(asked.contains("logs in with ***"), "{asked}");
