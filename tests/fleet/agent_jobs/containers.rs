@@ -64,7 +64,7 @@ async fn commands_and_tests_run_in_containers_that_see_the_workspace_and_nothing
     world.model_is_content();
     assert_eq!(world.repo.file(BRANCH, "made/by-command").as_deref(), Some("inside\n"));
     assert_eq!(world.repo.file(BRANCH, "add.sh").as_deref(), Some(RIGHT));
-    let tests = report(&record).tests.as_ref().expect("they ran");
+    let tests = report(&record).tests.expect("they ran");
     assert_eq!((tests.exit_code, tests.counts.map(|counts| counts.passed)), (Some(0), Some(1)));
     let log = world.artifact("t", "job.log").await;
     let us = std::fs::metadata(world.fleet.folder()).expect("it is there").uid();

@@ -217,7 +217,12 @@ async fn a_change_with_a_secret_in_it_is_not_pushed() {
 #[tokio::test]
 async fn no_secret_is_found_anywhere_after_tests_that_failed_with_it() {
     let watched = Watched::of(json!([
-        {"calls": [{"name": "write_file", "arguments": {"path": "add.sh", "content": RIGHT}}]},
+        {"calls": [
+            {"name": "write_file", "arguments": {"path": "add.sh", "content": RIGHT}},
+            {"name": "run_command", "arguments": {"command": format!("echo '{JOB}' | wc -c")}},
+            {"name": "write_file", "arguments": {"path": format!("of/{JOB}"), "content": "x"}},
+            {"name": "run_command", "arguments": {"command": "rm -r of"}},
+        ]},
         {"repeat": {"say": format!("I did it with {JOB}.")}},
     ]))
     .await;
@@ -228,7 +233,7 @@ async fn no_secret_is_found_anywhere_after_tests_that_failed_with_it() {
     let record = watched.world.fleet.run("default.t", &job).await;
     let error = record.error.as_ref().expect("an error");
     assert_eq!(error.code, Code::TestsFailed, "{error:?}");
-    let tests = super::report(&record).tests.as_ref().expect("they ran");
+    let tests = super::report(&record).tests.expect("they ran");
     assert_eq!(tests.failed, ["logs in with ***"]);
     let asked = serde_json::to_string(&watched.world.model.requests()).expect("JSON");
     assert!(asked.contains("logs in with ***"), "{asked}");
