@@ -167,8 +167,13 @@ mod tests {
             json!({"phase": phase, "began": at(began), "ended": at(ended)})
         };
         let phases = json!([
-            phase("slot", 0, 1), phase("fetch", 1, 3), phase("rebase", 3, 4), phase("branch", 4, 5),
-            phase("implement", 5, 15), phase("test", 15, 25), phase("push", 25, 27),
+            phase("slot", 0, 1),
+            phase("fetch", 1, 3),
+            phase("rebase", 3, 4),
+            phase("branch", 4, 5),
+            phase("implement", 5, 15),
+            phase("test", 15, 25),
+            phase("push", 25, 27),
         ]);
         let report: AgentReport = serde_json::from_value(json!({ "phases": phases })).unwrap();
         let parts = Parts::of(&report, Duration::from_secs(28));

@@ -62,7 +62,8 @@ impl Model {
                 while let Ok((stream, _)) = listener.accept().await {
                     let meeting = meeting.clone();
                     let service = service_fn(move |request| answer(meeting.clone(), request));
-                    let serve = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+                    let serve =
+                        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
                     connections.spawn(serve);
                     while connections.try_join_next().is_some() {}
                 }
@@ -95,7 +96,8 @@ impl Meeting {
 async fn answer(meeting: Arc<Meeting>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
     let asked: Value = serde_json::from_slice(&body).unwrap_or_default();
-    let has_answers = asked["messages"].as_array().is_some_and(|all| all.iter().any(|message| message["role"] == "tool"));
+    let has_answers =
+        asked["messages"].as_array().is_some_and(|all| all.iter().any(|message| message["role"] == "tool"));
     let number = meeting.answers.fetch_add(1, Ordering::Relaxed);
     let (message, finish) = if has_answers {
         (json!({"role": "assistant", "content": "Done."}), "stop")

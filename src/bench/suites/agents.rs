@@ -1,11 +1,11 @@
 //! Agent jobs: what they take beside their model and their tests, one at a time, warm; and many at once.
 
+use super::super::BenchError;
 use super::super::agent::{Workshop, parts};
 use super::super::load::{self, Load};
 use super::super::meter::{self, CpuMeter, MemoryMeter};
 use super::super::report::{Beside, Round, Row};
 use super::super::sitting::Sitting;
-use super::super::BenchError;
 use crate::output;
 
 /// Runtimes of the worker.
@@ -16,7 +16,9 @@ const CROWD: usize = 20;
 /// A repository of 1,000 files on this machine; git alone in turn with it.
 pub async fn run(sitting: &mut Sitting<'_>) -> Result<(), BenchError> {
     if !sitting.fleet.is_own() {
-        output::talk(format_args!("agents: left out, for a given fleet's workers know neither our repository nor our model"));
+        output::talk(format_args!(
+            "agents: left out, for a given fleet's workers know neither our repository nor our model"
+        ));
         return Ok(());
     }
     let shop = Workshop::open().await?;
@@ -70,7 +72,12 @@ async fn crowd(sitting: &mut Sitting<'_>, shop: &Workshop) -> Result<(), BenchEr
 }
 
 /// So many jobs, so many at once; the name of the round.
-async fn round(sitting: &mut Sitting<'_>, shop: &Workshop, jobs: usize, at_once: usize) -> Result<(String, Round), BenchError> {
+async fn round(
+    sitting: &mut Sitting<'_>,
+    shop: &Workshop,
+    jobs: usize,
+    at_once: usize,
+) -> Result<(String, Round), BenchError> {
     let name = sitting.next_name();
     let load = Load { queue: sitting.plan.queue.clone(), body: shop.task(), tasks: jobs, in_flight: at_once };
     let measured = load::round(&sitting.fleet.client, &sitting.fleet.watcher, &load, &name).await?;

@@ -92,7 +92,9 @@ impl Serve {
         let (_, output) = tokio::join!(send, backend.wait_with_output());
         let output = output?.stdout;
         let status = match output.strip_prefix(b"Status: ") {
-            Some(rest) => String::from_utf8_lossy(rest.split(|byte| *byte == b'\r').next().unwrap_or_default()).into_owned(),
+            Some(rest) => {
+                String::from_utf8_lossy(rest.split(|byte| *byte == b'\r').next().unwrap_or_default()).into_owned()
+            }
             None => "200 OK".to_owned(),
         };
         stream.write_all(format!("HTTP/1.1 {status}\r\nConnection: close\r\n").as_bytes()).await?;

@@ -27,7 +27,9 @@ impl Bait {
         let bait = Self { folder: tempfile::tempdir().expect("a folder") };
         let script = format!("#!/bin/sh\ntouch {}\ncat\n", bait.path("ran").display());
         bait.program("evil", &script);
-        for hook in ["pre-commit", "commit-msg", "post-checkout", "pre-push", "reference-transaction", "post-index-change"] {
+        for hook in
+            ["pre-commit", "commit-msg", "post-checkout", "pre-push", "reference-transaction", "post-index-change"]
+        {
             bait.program(&format!("victim/hooks/{hook}"), &script);
         }
         git(bait.folder.path(), &["init", "-q", "victim/repository"]);
@@ -103,7 +105,9 @@ fn evil_tree(work: &Path, bait: &Bait) {
     symlink(bait.path("victim/AGENTS.md"), work.join("AGENTS.md")).expect("a link");
     symlink(bait.path("victim"), work.join("out")).expect("a link");
     symlink("../../../../../../../../etc", work.join("up")).expect("a link");
-    for name in ["-rf", "--help", " space ", "a\nb", "\"quoted\"", "tab\t", "*", "$(touch ran)", "`touch ran`", ";touch ran"] {
+    for name in
+        ["-rf", "--help", " space ", "a\nb", "\"quoted\"", "tab\t", "*", "$(touch ran)", "`touch ran`", ";touch ran"]
+    {
         write(&format!("odd/{name}"), "odd\n");
     }
     std::fs::write(work.join("odd").join(OsString::from_vec(b"\xff\xfe\x80".to_vec())), "odd\n").expect("written");
@@ -122,7 +126,8 @@ fn evil_tree(work: &Path, bait: &Bait) {
 /// The worker's mirrors, each sound.
 fn mirrors_are_sound(world: &World) {
     let mirrors = world.fleet.folder().join("w/agents/w/mirrors");
-    let names: Vec<_> = std::fs::read_dir(&mirrors).expect("mirrors").map(|entry| entry.expect("an entry").path()).collect();
+    let names: Vec<_> =
+        std::fs::read_dir(&mirrors).expect("mirrors").map(|entry| entry.expect("an entry").path()).collect();
     assert!(!names.is_empty());
     for mirror in names {
         assert!(!mirror.to_string_lossy().contains(".broken-"), "{}", mirror.display());
@@ -139,7 +144,8 @@ async fn the_next_one_works(world: &World, bait: &Bait, before: &[(PathBuf, Vec<
     assert_eq!(world.repo.git(&["diff", "--name-only", "main", branch]).trim(), "add.sh");
     assert_eq!(bait.files(), before, "nothing ran, nothing was touched");
     mirrors_are_sound(world);
-    let broken: Vec<_> = super::files_below(world.fleet.folder()).into_iter().filter(|path| path.ends_with("ran")).collect();
+    let broken: Vec<_> =
+        super::files_below(world.fleet.folder()).into_iter().filter(|path| path.ends_with("ran")).collect();
     assert_eq!(broken, Vec::<PathBuf>::new());
     assert!(!worker.stderr().contains("panicked"));
 }
@@ -182,7 +188,12 @@ async fn a_hostile_repository_harms_nothing_and_its_job_ends_well() {
     succeeded(&record);
     assert_eq!(world.repo.git(&["diff", "--name-only", "main", BRANCH]).trim(), "add.sh");
     assert!(report(&record).tests.is_none(), "instructions that are a link are none: {record:#?}");
-    let refused = world.told("t").await.into_iter().filter(|entry| matches!(&entry.event, Event::ToolResult { failed: true, .. })).count();
+    let refused = world
+        .told("t")
+        .await
+        .into_iter()
+        .filter(|entry| matches!(&entry.event, Event::ToolResult { failed: true, .. }))
+        .count();
     assert_eq!(refused, 4, "what leads out of the workspace is refused");
     world.model_is_content();
     the_next_one_works(&world, &bait, &before, &worker).await;
@@ -206,7 +217,8 @@ async fn a_git_directory_that_a_command_replaces_is_never_believed() {
             "link" => format!("rm -rf .git; ln -s {repository} .git"),
             "file" => format!("rm -rf .git; echo 'gitdir: {repository}' > .git"),
             // Into what all jobs share.
-            _ => "m=$(head -1 .git/objects/info/alternates); rm -rf .git; echo \"gitdir: ${m%/objects}\" > .git".to_owned(),
+            _ => "m=$(head -1 .git/objects/info/alternates); rm -rf .git; echo \"gitdir: ${m%/objects}\" > .git"
+                .to_owned(),
         };
         let line = format!("{line}; echo '* filter=evil diff=evil merge=evil' > .gitattributes; echo new > new");
         let world = World::with(models(json!([
@@ -285,7 +297,16 @@ async fn a_base_that_git_itself_will_not_check_out_is_told_and_the_next_base_wor
     for (at, name) in [".git", ".GIT", "..", "git~1"].iter().enumerate() {
         let outer = tree(&format!("40000:{name} {inner}\n40000:plain {}", main.trim()));
         let commit = world.repo.git(&[
-            "-c", "user.name=e", "-c", "user.email=e@e", "commit-tree", &outer, "-p", "main", "-m", "evil",
+            "-c",
+            "user.name=e",
+            "-c",
+            "user.email=e@e",
+            "commit-tree",
+            &outer,
+            "-p",
+            "main",
+            "-m",
+            "evil",
         ]);
         world.repo.git(&["update-ref", &format!("refs/heads/evil{at}"), commit.trim()]);
     }

@@ -32,8 +32,7 @@ async fn twenty_jobs_at_once_on_one_repository_keep_apart() {
     let conversation = |number| json!({"match": format!("Job {number}\\b"), "turns": turns(number, &path)});
     let world = World::with(Scripted::conversations((0..JOBS).map(conversation).collect())).await;
     let base = world.repo.tip("main").expect("it is there");
-    let _workers =
-        (world.builder("one").slots(10).start().await, world.builder("other").slots(10).start().await);
+    let _workers = (world.builder("one").slots(10).start().await, world.builder("other").slots(10).start().await);
     for number in 0..JOBS {
         let job = world.job(json!({"title": format!("Job {number}"), "branch": format!("feature/{number}")}));
         world.fleet.publish(&format!("default.t{number}"), &job).await;

@@ -56,7 +56,9 @@ impl Hunted {
     fn look(&self, place: &str, bytes: &[u8]) -> Vec<String> {
         let found = |form: &[u8]| bytes.windows(form.len()).any(|window| window == form);
         let finds = self.0.iter().filter(|(_, form)| found(form));
-        finds.map(|(what, _)| format!("{place}: {what}: {}", String::from_utf8_lossy(&bytes[..bytes.len().min(2000)]))).collect()
+        finds
+            .map(|(what, _)| format!("{place}: {what}: {}", String::from_utf8_lossy(&bytes[..bytes.len().min(2000)])))
+            .collect()
     }
 }
 
@@ -101,7 +103,8 @@ impl Watched {
     }
 
     fn job(&self, more: Value) -> Value {
-        let mut fields = json!({"repository": format!("{}/remote.git", self.host.url), "secrets": {"NPM_TOKEN": "npm"}});
+        let mut fields =
+            json!({"repository": format!("{}/remote.git", self.host.url), "secrets": {"NPM_TOKEN": "npm"}});
         super::merge(&mut fields, more);
         self.world.job(fields)
     }
@@ -181,8 +184,14 @@ async fn no_secret_is_found_anywhere_after_a_job_that_tells_all_it_knows() {
     let transcript = watched.world.artifact("t", "transcript.jsonl").await;
     assert!(transcript.contains("By the way: *** and *** and ***."), "{transcript}");
     // What commands write does not reach the model either.
-    let told: Vec<String> =
-        watched.world.model.last_messages().into_iter().filter(|(role, _)| role == "tool").map(|(_, text)| text).collect();
+    let told: Vec<String> = watched
+        .world
+        .model
+        .last_messages()
+        .into_iter()
+        .filter(|(role, _)| role == "tool")
+        .map(|(_, text)| text)
+        .collect();
     assert!(!told.is_empty() && told.iter().all(|text| Hunted::new().look("", text.as_bytes()).is_empty()), "{told:?}");
     watched.world.model_is_content();
     watched.nothing_is_found().await;
@@ -228,7 +237,8 @@ async fn no_secret_is_found_anywhere_after_tests_that_failed_with_it() {
     .await;
     let test = format!("echo 1..1; echo \"not ok 1 - logs in with $NPM_TOKEN\"; {TELL}; exit 1");
     let playbook = json!({"name": "tells", "steps": [{"name": "test", "kind": "test", "command": test}]});
-    let fields = json!({"playbook": {"kind": "inline", "playbook": playbook}, "keep": {"every_turns": 1, "remote": true}});
+    let fields =
+        json!({"playbook": {"kind": "inline", "playbook": playbook}, "keep": {"every_turns": 1, "remote": true}});
     let job = watched.job(fields);
     let record = watched.world.fleet.run("default.t", &job).await;
     let error = record.error.as_ref().expect("an error");
@@ -242,15 +252,15 @@ async fn no_secret_is_found_anywhere_after_tests_that_failed_with_it() {
 
 #[tokio::test]
 async fn commands_of_a_job_do_not_have_the_workers_own_secrets() {
-    let watched = Watched::of(json!([command(TELL), {"repeat": {"say": "Done."}}])).await;
-    // The names alone: what they are worth would be hidden in the log.
-    let names = "tr '\\0' '\\n' </proc/self/environ | sed 's/=.*//' | sort | sed 's/^/name:/'";
-    let playbook = json!({"name": "names", "steps": [
-        {"name": "implement", "kind": "implement"}, {"name": "test", "kind": "test", "command": names},
-    ]});
-    let fields = json!({"playbook": {"kind": "inline", "playbook": playbook}});
-    let record = watched.world.fleet.run("default.t", &watched.job(fields)).await;
-    assert_eq!(record.error.as_ref().map(|error| error.code), Some(Code::NothingChanged), "{record:#?}");
+    // The names alone: what they are worth would be hidden in the log. Those of whoever started it, too.
+    let names = "for of in self $PPID; do tr '\\0' '\\n' </proc/$of/environ | sed 's/=.*//; s/^/name:/'; done";
+    let watched = Watched::of(json!([command(TELL), command(names),
+        {"calls": [{"name": "write_file", "arguments": {"path": "add.sh", "content": RIGHT}}]},
+        {"say": "It adds now."},
+    ]))
+    .await;
+    let record = watched.world.fleet.run("default.t", &watched.job(json!({}))).await;
+    succeeded(&record);
     let log = watched.world.artifact("t", "job.log").await;
     assert!(log.contains("name:NPM_TOKEN") && log.contains("name:SHOAL_TASK_ID"), "{log}");
     for name in ["GIT_TOKEN", "OPENAI_API_KEY", "NPM_SECRET", "SHOAL_NATS_URL", "SHOAL_JOB_SECRETS", "GIT_ASKPASS"] {
