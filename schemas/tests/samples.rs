@@ -187,6 +187,7 @@ fn look(root: &Value, schema: &Value, values: &[&Value], path: &str, missing: &m
         if target.ends_with("/Code")
             || target.ends_with("/FindingCode")
             || (path == "task_record.task" && target.ends_with("/Task"))
+            || (path == "queue_settings.agent" && target.ends_with("/AgentJob"))
         {
             return;
         }

@@ -2,9 +2,13 @@
 
 mod cancel;
 mod containers;
+mod examples;
 mod host;
 mod hostile;
 mod many;
+mod people;
+mod playbooks;
+mod programs;
 #[cfg(feature = "fail-points")]
 mod resume;
 mod run;
@@ -149,7 +153,7 @@ fn files_below(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
     found
 }
 
-fn merge(into: &mut Value, more: Value) {
+pub fn merge(into: &mut Value, more: Value) {
     match (into, more) {
         (Value::Object(into), Value::Object(more)) => {
             for (name, value) in more {
