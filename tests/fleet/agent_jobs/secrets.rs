@@ -252,8 +252,8 @@ async fn no_secret_is_found_anywhere_after_tests_that_failed_with_it() {
 
 #[tokio::test]
 async fn commands_of_a_job_do_not_have_the_workers_own_secrets() {
-    // The names alone: what they are worth would be hidden in the log. Those of whoever started it, too.
-    let names = "for of in self $PPID; do tr '\\0' '\\n' </proc/$of/environ | sed 's/=.*//; s/^/name:/'; done";
+    // The names alone: what they are worth would be hidden in the log.
+    let names = "env | sed 's/=.*//; s/^/name:/'";
     let watched = Watched::of(json!([command(TELL), command(names),
         {"calls": [{"name": "write_file", "arguments": {"path": "add.sh", "content": RIGHT}}]},
         {"say": "It adds now."},
