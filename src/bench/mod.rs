@@ -1,5 +1,6 @@
 //! `shoal bench`: what a fleet does on this machine. Every job must end well, exactly once, before a figure is printed.
 
+mod agent;
 mod bare;
 mod engine;
 mod fleet;
@@ -8,6 +9,7 @@ mod load;
 mod logs;
 mod machine;
 mod meter;
+mod model;
 pub mod part;
 mod plan;
 mod registry;

@@ -120,6 +120,20 @@ async fn logs_and_memory_are_of_what_lies_in_the_stream_and_in_ram() {
 }
 
 #[tokio::test]
+async fn agent_jobs_are_measured_beside_git_alone_and_many_of_them_in_ram() {
+    let report = report(&["agents"]).await;
+    assert_eq!(suites(&report), [("agents", 4)]);
+    let [whole, overhead, ready, crowd] = &report["rows"].as_array().expect("rows")[..] else { panic!("{report}") };
+    assert_eq!(names(whole, "cpu_us", "part"), ["worker", "server", "submitter"]);
+    for row in [whole, overhead] {
+        assert_eq!(names(row, "beside", "what"), ["git alone, the same change"]);
+    }
+    let p50 = |row: &Value| row["p50_ms"]["median"].as_f64().expect("a figure");
+    assert!(p50(ready) < p50(overhead) && p50(overhead) < p50(whole), "{report}");
+    assert_eq!(names(crowd, "memory", "part"), ["worker", "server"]);
+}
+
+#[tokio::test]
 async fn agents_beat_at_their_pace_while_the_dispatcher_is_watched() {
     let report = report(&["registry"]).await;
     assert_eq!(suites(&report), [("registry", 3)]);

@@ -125,6 +125,19 @@ fn refused<T>(path: &[u8], why: impl std::fmt::Display) -> Result<T, GitError> {
     Err(GitError::ChangeRefused(format!("{}: {why}", shown(path))))
 }
 
+/// Copies an index with its time: git looks into a file whose size and times are as they were only where it may have been
+/// changed in the very second in which the index was written. A younger index would hide such a change.
+pub(crate) async fn copy_index(from: &Path, to: &Path) -> std::io::Result<()> {
+    tokio::fs::copy(from, to).await?;
+    keep_time(from, to)
+}
+
+/// The time part of [`copy_index`].
+pub(crate) fn keep_time(from: &Path, to: &Path) -> std::io::Result<()> {
+    let written = std::fs::metadata(from)?.modified()?;
+    std::fs::File::options().write(true).open(to)?.set_modified(written)
+}
+
 impl Repo {
     /// Reads the tree against `base`, of which `index` is the index. The new index is left as `new_index`.
     pub(crate) async fn change(
@@ -137,7 +150,7 @@ impl Repo {
         scan: Scan<'_>,
     ) -> Result<Change, GitError> {
         let folder = |error: std::io::Error| GitError::Failed { what: "index".to_owned(), message: error.to_string() };
-        tokio::fs::copy(index, new_index).await.map_err(folder)?;
+        copy_index(index, new_index).await.map_err(folder)?;
         let touched = self.touched(work, new_index, bounds).await?;
         // What is gone goes first, and by name alone: a link may stand where its folder was.
         let gone = touched.gone.iter().flat_map(|path| [b"0 ", NONE, b"\t", path, b"\0"]).flatten().copied().collect();

@@ -17,7 +17,7 @@
 //! second one for programs older than 2022.
 
 mod askpass;
-mod change;
+pub(crate) mod change;
 mod error;
 mod push;
 pub(crate) mod repo;

@@ -137,9 +137,9 @@ impl Tool {
 pub enum Effect {
     /// Nothing was changed.
     Looked,
-    /// This file was written, edited, moved or deleted.
+    /// This file was written, edited, moved or deleted. Masked.
     Changed(String),
-    /// This command ended so; what it changed is not known.
+    /// This command ended so; what it changed is not known. Masked.
     Ran(String, String),
     /// The call itself was wrong: no such tool, or arguments that cannot be read.
     Malformed,
@@ -224,6 +224,12 @@ impl Toolbox {
             Err(Failure::Told(text)) => (text, true, Effect::Looked),
             Err(Failure::Malformed(text)) => (text, true, Effect::Malformed),
             Err(Failure::Shell(error)) => return Err(*error),
+        };
+        // What was done is kept for a next attempt.
+        let effect = match effect {
+            Effect::Changed(file) => Effect::Changed(room.mask.text(&file)),
+            Effect::Ran(command, how) => Effect::Ran(room.mask.text(&command), how),
+            effect @ (Effect::Looked | Effect::Malformed) => effect,
         };
         Ok(Answer { text: middle_cut(&room.mask.text(&text), RESULT_BYTES), failed, effect })
     }

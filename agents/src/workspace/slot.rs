@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::mirror::{Fetched, Mirror, Want, kept};
 use super::{Hold, Inner, Remote, State, WorkspaceError, blocking, clean, now};
+use crate::git::change::{copy_index, keep_time};
 use crate::git::repo::{Repo, put};
 use crate::git::{Author, Change, Commit, GitError, Order, Pushed, Scan, check_branch};
 
@@ -364,7 +365,7 @@ impl Slot {
             }
         };
         let merged = self.repo.merged(&from, &theirs, &onto).await?;
-        tokio::fs::copy(self.index(), &index).await.map_err(WorkspaceError::folder(&index))?;
+        copy_index(&self.index(), &index).await.map_err(WorkspaceError::folder(&index))?;
         let (tree, base) = (self.tree(), onto.as_str());
         let call = self.repo.call().tree(&tree).index(&index);
         // The index stays at the base: what differs is the change.
@@ -462,5 +463,5 @@ fn job_git(
     std::fs::write(git.join("packed-refs"), format!("# pack-refs with: peeled fully-peeled sorted \n{packed}"))?;
     std::fs::write(git.join("HEAD"), format!("ref: refs/heads/{branch}\n"))?;
     std::fs::copy(path.join("index"), git.join("index"))?;
-    Ok(())
+    keep_time(&path.join("index"), &git.join("index"))
 }

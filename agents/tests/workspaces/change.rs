@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
 use schemas::Code;
@@ -15,6 +15,43 @@ async fn refused(slot: &Slot) -> String {
     let error = slot.change(&crate::support::clean).await.unwrap_err();
     assert_eq!(error.to_task_error().code, Code::ChangeRefused, "{error}");
     error.to_string()
+}
+
+/// Git compares times by the second: what is written into a file in the second of its checkout, and is as long as what it
+/// was, looks as it did.
+#[tokio::test]
+async fn a_change_of_the_same_length_in_the_second_of_the_checkout_is_seen() {
+    let (origin, worker) = (Origin::new(), Worker::new().await);
+    let times = |path: &Path| {
+        let found = path.metadata().unwrap();
+        (found.mtime(), found.ctime())
+    };
+    for _ in 0..20 {
+        let (slot, _) = worker.begin(&origin.remote()).await;
+        let file = slot.tree().join("README");
+        let (before, mut text) = (times(&file), std::fs::read(&file).unwrap());
+        text[0] ^= 1;
+        std::fs::write(&file, &text).unwrap();
+        if times(&file) == before {
+            // Looked at in a later one.
+            while std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64
+                <= before.0
+            {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+            assert_eq!(change(&slot).await.report.files, 1);
+            assert_eq!(git(&slot.tree(), ["status", "--porcelain"]), " M README", "by the job's own git too");
+            slot.release().await.unwrap();
+            let (slot, _) = worker.begin(&origin.remote()).await;
+            assert_ne!(std::fs::read(slot.tree().join("README")).unwrap(), text, "the next one finds the base");
+            return;
+        }
+        slot.release().await.unwrap();
+        // A new checkout, of another commit.
+        origin.write("README", format!("{before:?}\n"));
+        origin.commit("again");
+    }
+    panic!("twenty times the second was over just then");
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! The suites: what is measured, beside what, and how often. One file each.
 
+mod agents;
 mod backlog;
 mod cluster;
 mod container;
@@ -31,6 +32,8 @@ pub enum Suite {
     Container,
     /// Functions: warm calls, ensures warm and cold, beside the bare engine; needs --function-image, so only by name
     Functions,
+    /// Agent jobs: all but their model and tests, beside git alone; 20 at once; needs git, so only by name
+    Agents,
     /// Lines from one process to the stream, and a log of 1 GB
     Logs,
     /// 10,000 agents over HTTP: register, beat every 10 s, list; a dispatcher of our own
@@ -50,7 +53,7 @@ pub enum Suite {
 impl Suite {
     /// Every one that is measured where none is named, in that order: a few minutes in all.
     pub fn usual() -> impl Iterator<Item = Self> {
-        let heavy = [Self::Backlog, Self::Scaling, Self::Cluster, Self::Functions];
+        let heavy = [Self::Backlog, Self::Scaling, Self::Cluster, Self::Functions, Self::Agents];
         Self::value_variants().iter().copied().filter(move |suite| !heavy.contains(suite))
     }
 
@@ -62,6 +65,7 @@ impl Suite {
             Self::Process => process::run(sitting).await,
             Self::Container => container::run(sitting).await,
             Self::Functions => functions::run(sitting).await,
+            Self::Agents => agents::run(sitting).await,
             Self::Logs => logs::run(sitting).await,
             Self::Registry => registry::run(sitting).await,
             Self::Memory => memory::run(sitting).await,

@@ -52,7 +52,7 @@ async fn commands_and_tests_run_in_containers_that_see_the_workspace_and_nothing
     let world = World::of(json!([
         {"calls": [call("run_command", json!({"command": look}))]},
         {"expect": "net=lo,\\s", "calls": [call("write_file", json!({"path": "add.sh", "content": RIGHT}))]},
-        {"seen": "in=/work/tree\\b", "calls": [call("run_command", json!({"command": "sh add.sh 2 3"}))]},
+        {"seen": "in=/shoal/tree\\b", "calls": [call("run_command", json!({"command": "sh add.sh 2 3"}))]},
         {"expect": "\\b5\\b", "seen": "No such file", "say": "It adds now."},
     ]))
     .await;
@@ -68,7 +68,7 @@ async fn commands_and_tests_run_in_containers_that_see_the_workspace_and_nothing
     assert_eq!((tests.exit_code, tests.counts.map(|counts| counts.passed)), (Some(0), Some(1)));
     let log = world.artifact("t", "job.log").await;
     let us = std::fs::metadata(world.fleet.folder()).expect("it is there").uid();
-    assert!(log.contains(&format!("who={us} in=/work/tree")), "as the worker's own user: {log}");
+    assert!(log.contains(&format!("who={us} in=/shoal/tree")), "as the worker's own user: {log}");
     assert!(!log.contains(secret) && log.contains("ok 1 - adds"), "{log}");
     nothing_left(&world, &engine).await;
     drop(worker);

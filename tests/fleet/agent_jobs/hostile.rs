@@ -112,7 +112,7 @@ fn evil_tree(work: &Path, bait: &Bait) {
     }
     std::fs::write(work.join("odd").join(OsString::from_vec(b"\xff\xfe\x80".to_vec())), "odd\n").expect("written");
     write(&format!("odd/{}", "x".repeat(255)), "odd\n");
-    std::fs::File::create(work.join("huge")).and_then(|file| file.set_len(256 << 20)).expect("a huge file");
+    std::fs::File::create(work.join("huge")).and_then(|file| file.set_len(100 << 20)).expect("a huge file");
     let head = git(work, &["rev-parse", "HEAD"]);
     git(work, &["add", "-A", "."]);
     for path in ["sub", "other"] {
@@ -131,7 +131,7 @@ fn mirrors_are_sound(world: &World) {
     assert!(!names.is_empty());
     for mirror in names {
         assert!(!mirror.to_string_lossy().contains(".broken-"), "{}", mirror.display());
-        git(&mirror, &["fsck", "--strict", "--no-dangling"]);
+        git(&mirror, &["fsck", "--connectivity-only", "--no-dangling"]);
     }
 }
 
@@ -244,7 +244,7 @@ async fn a_git_directory_that_a_command_replaces_is_never_believed() {
 async fn a_change_that_nobody_should_push_is_refused_by_its_name() {
     for (line, word) in [
         ("truncate -s 60M big.bin", "big.bin"),
-        ("mkfifo pipe", "pipe"),
+        ("rm AGENTS.md; mkfifo AGENTS.md", "AGENTS.md"),
         ("git init -q sub && touch sub/x", "sub"),
         ("mkdir many && cd many && for i in $(seq 5100); do : > f$i; done", "5000"),
     ] {
