@@ -138,6 +138,10 @@ impl Repo {
     ) -> Result<Change, GitError> {
         let folder = |error: std::io::Error| GitError::Failed { what: "index".to_owned(), message: error.to_string() };
         tokio::fs::copy(index, new_index).await.map_err(folder)?;
+        // Git knows by the time of its index which files may have changed in the second in which it read them.
+        let time = std::fs::metadata(index).and_then(|found| found.modified()).map_err(folder)?;
+        let copy = std::fs::File::options().write(true).open(new_index).map_err(folder)?;
+        copy.set_modified(time).map_err(folder)?;
         let touched = self.touched(work, new_index, bounds).await?;
         // What is gone goes first, and by name alone: a link may stand where its folder was.
         let gone = touched.gone.iter().flat_map(|path| [b"0 ", NONE, b"\t", path, b"\0"]).flatten().copied().collect();
