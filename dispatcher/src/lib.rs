@@ -5,6 +5,8 @@
 #[cfg(feature = "server")]
 pub mod api;
 pub mod client;
+#[cfg(feature = "server")]
+mod doors;
 mod fail_point;
 #[cfg(feature = "server")]
 mod micro;

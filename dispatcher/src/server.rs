@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::{self, Api, HttpSettings, Registry};
 use crate::client::Client;
 use crate::topology::{self, TopologyError};
-use crate::{micro, reconcile};
+use crate::{doors, micro, reconcile};
 
 /// Everything a dispatcher needs to know.
 #[derive(Clone, Debug)]
@@ -95,6 +95,7 @@ pub async fn run(
     let address = listener.address;
     let client = Client::new(connection.clone(), config.names.clone()).with_stores(config.stores.clone());
     let registry = Arc::new(Registry::new(client.clone(), config.heartbeat * reconcile::MISSED));
+    let doors = doors::run(client.clone(), stop.clone());
     let calls = Api::new(client, registry.clone(), health, config.http_settings.streams, stop.clone());
     let service = micro::Service::start(calls.clone()).await;
     let http = api::serve(listener, calls, config.http_settings, stop.clone());
@@ -114,7 +115,7 @@ pub async fn run(
     tracing::info!(http = %address, "dispatcher ready");
     let both = async {
         let beside = async {
-            tokio::join!(service.run(stop.clone()), registry.keep(stop.clone()));
+            tokio::join!(service.run(stop.clone()), registry.keep(stop.clone()), doors);
             Ok(())
         };
         tokio::try_join!(http, duties, beside)?;

@@ -156,6 +156,11 @@ impl Names {
         format!("{}.events.queues.{queue}", self.prefix)
     }
 
+    /// The same of every queue.
+    pub fn queues_events(&self) -> String {
+        format!("{}.events.queues.*", self.prefix)
+    }
+
     /// Core request to whoever runs the task.
     pub fn cancel_subject(&self, key: &TaskKey) -> String {
         format!("{}.cancel.{key}", self.prefix)

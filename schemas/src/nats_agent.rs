@@ -148,7 +148,7 @@ impl Prompt {
                 .map_err(|_| wrong("`attachments` must be a list of {filename, content}"))?,
         };
         let read = |it: Attachment| {
-            let path_like = it.filename.is_empty() || it.filename.contains(['/', '\\', '\0']) || it.filename == "..";
+            let path_like = it.filename.is_empty() || it.filename.contains(['/', '\\', '\0']) || [".", ".."].contains(&it.filename.as_str());
             let content = base64::engine::general_purpose::STANDARD.decode(&it.content);
             match (path_like, content) {
                 (false, Ok(content)) => Ok((it.filename, content)),
@@ -169,9 +169,18 @@ pub mod chunk {
         json!({"type": "status", "data": "ack"}).to_string().into_bytes()
     }
 
-    /// Some text.
+    /// Some text: whole lines, for callers put one chunk behind the other.
     pub fn response(text: &str) -> Vec<u8> {
-        json!({"type": "response", "data": text}).to_string().into_bytes()
+        json!({"type": "response", "data": line(text)}).to_string().into_bytes()
+    }
+
+    /// The last text, and the same for programs.
+    pub fn end(text: &str, task: &serde_json::Value) -> Vec<u8> {
+        json!({"type": "response", "data": {"text": line(text), "task": task}}).to_string().into_bytes()
+    }
+
+    fn line(text: &str) -> String {
+        format!("{}\n", text.trim_end_matches('\n'))
     }
 
     /// A question; its answer goes to `reply_subject`.

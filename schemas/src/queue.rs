@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::agent_job::AgentJob;
 use crate::newer::{More, Word};
 use crate::quantity::Limit;
 use crate::task::RetryPolicy;
@@ -24,10 +25,33 @@ pub struct QueueSettings {
     /// Used where a task says nothing.
     #[serde(skip_serializing_if = "QueueDefaults::is_empty")]
     pub defaults: QueueDefaults,
+    /// The job that a prompt to this queue becomes; without one the queue takes no prompts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<AgentJob>")]
+    pub agent: Option<PromptJob>,
     /// Fields of a newer version.
     #[serde(flatten)]
     #[schemars(skip)]
     pub more: More,
+}
+
+/// An agent job whose title and description a prompt fills in. Kept as it was given: what a newer version has in it comes
+/// back, and makes nothing else of the settings unreadable.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PromptJob(serde_json::Value);
+
+impl PromptJob {
+    /// The job, if this version can read it.
+    pub fn read(&self) -> Result<AgentJob, serde_json::Error> {
+        AgentJob::deserialize(&self.0)
+    }
+}
+
+impl From<AgentJob> for PromptJob {
+    fn from(job: AgentJob) -> Self {
+        Self(serde_json::to_value(job).expect("our own types are JSON"))
+    }
 }
 
 /// What happens to a running workload whose lease cannot be renewed.

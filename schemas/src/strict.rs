@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 use schemars::schema_for;
 use serde_json::{Map, Value};
 
+use crate::agent_job::AgentJob;
 use crate::function::Function;
 use crate::http::{AgentBeat, AgentRegistration};
 use crate::playbook::Playbook;
@@ -63,6 +64,7 @@ static TASK: LazyLock<Value> = LazyLock::new(|| schema_for!(Task).to_value());
 static QUEUE: LazyLock<Value> = LazyLock::new(|| schema_for!(QueueSettings).to_value());
 static FUNCTION: LazyLock<Value> = LazyLock::new(|| schema_for!(Function).to_value());
 static REGISTRATION: LazyLock<Value> = LazyLock::new(|| schema_for!(AgentRegistration).to_value());
+static AGENT_JOB: LazyLock<Value> = LazyLock::new(|| schema_for!(AgentJob).to_value());
 static PLAYBOOK: LazyLock<Value> = LazyLock::new(|| schema_for!(Playbook).to_value());
 static BEAT: LazyLock<Value> = LazyLock::new(|| schema_for!(AgentBeat).to_value());
 
@@ -75,7 +77,38 @@ pub fn task(value: &Value) -> Result<Task, InvalidTask> {
 
 /// Reads queue settings the same way.
 pub fn queue_settings(value: &Value) -> Result<QueueSettings, InvalidTask> {
-    checked(&QUEUE, value)
+    let settings: QueueSettings = checked(&QUEUE, value)?;
+    if let Some(job) = &settings.agent {
+        let job = job.read().map_err(|error| below("agent", InvalidTask::undecodable(&error)))?;
+        job.check().map_err(|error| below("agent", error))?;
+    }
+    Ok(settings)
+}
+
+/// Reads the job that prompts become the same way. Its title is that of a prompt, so it may be left out.
+pub fn agent_job(value: &Value) -> Result<AgentJob, InvalidTask> {
+    let mut value = value.clone();
+    if let Value::Object(fields) = &mut value {
+        // It may be copied from a task.
+        if fields.get("kind").is_some_and(|kind| kind == "agent") {
+            fields.remove("kind");
+        }
+        fields.entry("title").or_insert_with(|| "of the prompt".into());
+    }
+    let job: AgentJob = checked(&AGENT_JOB, &value)?;
+    job.check().map_err(|error| below("", error))?;
+    Ok(job)
+}
+
+/// The problem of a job that is no task's workload but stands at `at`.
+fn below(at: &str, error: InvalidTask) -> InvalidTask {
+    let field = error.field.strip_prefix("workload.").unwrap_or(&error.field);
+    let field = match (at, field) {
+        ("", field) => field.to_owned(),
+        (at, "") => at.to_owned(),
+        (at, field) => join(at, field),
+    };
+    InvalidTask { field, ..error }
 }
 
 /// Reads the definition of a function the same way.
@@ -267,6 +300,26 @@ mod tests {
             let error = task(&value).unwrap_err().to_string();
             assert!(words.iter().all(|word| error.contains(word)), "{error}");
         }
+    }
+
+    #[test]
+    fn the_job_of_prompts_is_checked_where_it_stands() {
+        let settings = |job: Value| queue_settings(&json!({ "agent": job }));
+        let good = json!({"repository": "https://host/a.git", "title": "a", "push": "patch"});
+        assert_eq!(settings(good.clone()).unwrap().agent.unwrap().read().unwrap().repository, "https://host/a.git");
+        for (job, field) in [
+            (json!({"repository": "https://host/a.git", "title": "a", "pusch": "patch"}), "agent.pusch"),
+            (json!({"repository": "a", "title": "a"}), "agent.repository"),
+            (json!({"repository": "https://host/a.git", "title": "a\nb"}), "agent.title"),
+            (json!({"title": "a"}), "agent.repository"),
+            (json!(1), "agent"),
+        ] {
+            assert_eq!(settings(job).unwrap_err().field, field);
+        }
+        agent_job(&json!({"repository": "https://host/a.git"})).unwrap();
+        assert_eq!(agent_job(&json!({"repository": "a"})).unwrap_err().field, "repository");
+        agent_job(&json!({"repository": "https://host/a.git", "kind": "agent"})).unwrap();
+        assert_eq!(agent_job(&json!({"repository": "https://host/a.git", "kind": "call"})).unwrap_err().field, "kind");
     }
 
     #[test]

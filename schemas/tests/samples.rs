@@ -51,8 +51,14 @@ const MESSAGES: [&str; 27] = [
 ];
 
 /// Words that are the default and so never written.
-const LEFT_OUT: [&str; 3] =
-    [r#"playbook.steps[].kind = "command""#, r#"queue_settings.on_disconnect = "stop""#, r#"task.on_lost = "retry""#];
+const LEFT_OUT: [&str; 6] = [
+    r#"playbook.steps[].kind = "command""#,
+    r#"queue_settings.on_disconnect = "stop""#,
+    r#"task.on_lost = "retry""#,
+    r#"task.workload<"agent">.implementer<"command">.protocol = "none""#,
+    r#"task.workload<"agent">.playbook<"inline">.playbook.steps[].kind = "command""#,
+    r#"task.workload<"agent">.push = "branch""#,
+];
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("samples")
@@ -181,6 +187,7 @@ fn look(root: &Value, schema: &Value, values: &[&Value], path: &str, missing: &m
         if target.ends_with("/Code")
             || target.ends_with("/FindingCode")
             || (path == "task_record.task" && target.ends_with("/Task"))
+            || (path == "queue_settings.agent" && target.ends_with("/AgentJob"))
         {
             return;
         }

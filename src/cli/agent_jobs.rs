@@ -9,7 +9,7 @@ use agents::secret::Secret;
 use clap::Args;
 use schemas::{Bytes, Decimal, HumanDuration};
 use serde::Deserialize;
-use worker::agent::settings::{AgentSettings, DEFAULT_ENDPOINT, GitSettings, ModelSettings, Outside};
+use worker::agent::settings::{AgentSettings, DEFAULT_ENDPOINT, GitSettings, ModelSettings, Outside, OutsideService};
 
 use super::Error;
 
@@ -60,13 +60,13 @@ pub struct AgentJobs {
     /// How long a job waits for an answer of people
     #[arg(long, env = "SHOAL_QUESTION_TIMEOUT", default_value = "10m", value_name = "DURATION")]
     pub question_timeout: HumanDuration,
-    /// A REST service that hears of states and events of agent jobs [default: TASK_REGISTRY_URL]
+    /// A REST service that hears of states and events of agent jobs [default: TASK_REGISTRY_URL; its bearer is TASK_REGISTRY_TOKEN]
     #[arg(long, env = "SHOAL_TASK_REGISTRY_URL", value_name = "URL")]
     pub task_registry_url: Option<String>,
-    /// A REST service that gives slots of repositories [default: REPO_POOL_URL]
+    /// A REST service that gives slots of repositories [default: REPO_POOL_URL; its bearer is REPO_POOL_TOKEN]
     #[arg(long, env = "SHOAL_REPO_POOL_URL", value_name = "URL")]
     pub repo_pool_url: Option<String>,
-    /// A REST service that takes artifacts of agent jobs, too [default: ARTIFACT_STORE_URL]
+    /// A REST service that takes artifacts of agent jobs, too [default: ARTIFACT_STORE_URL; its bearer is ARTIFACT_STORE_TOKEN]
     #[arg(long, env = "SHOAL_ARTIFACT_STORE_URL", value_name = "URL")]
     pub artifact_store_url: Option<String>,
 }
@@ -165,6 +165,10 @@ impl AgentJobs {
             Some(path) => read(flag, path).map(Some),
             None => Ok(set(known).map(|value| Arc::new(Secret::new(value)))),
         };
+        let service = |flag: &str, own: &Option<String>, known: &str, token: &str| {
+            let token = set(token).map(|value| Arc::new(Secret::new(value)));
+            Ok::<_, Error>(url(flag, own, known)?.map(|url| OutsideService { url, token }))
+        };
         Ok(AgentSettings {
             repositories: self.allowed_repositories.as_deref().map(words),
             branch_prefixes,
@@ -186,9 +190,9 @@ impl AgentJobs {
             disk: self.agent_disk,
             question_timeout: self.question_timeout.0,
             outside: Outside {
-                task_registry: url("task-registry-url", &self.task_registry_url, "TASK_REGISTRY_URL")?,
-                repo_pool: url("repo-pool-url", &self.repo_pool_url, "REPO_POOL_URL")?,
-                artifact_store: url("artifact-store-url", &self.artifact_store_url, "ARTIFACT_STORE_URL")?,
+                task_registry: service("task-registry-url", &self.task_registry_url, "TASK_REGISTRY_URL", "TASK_REGISTRY_TOKEN")?,
+                repo_pool: service("repo-pool-url", &self.repo_pool_url, "REPO_POOL_URL", "REPO_POOL_TOKEN")?,
+                artifact_store: service("artifact-store-url", &self.artifact_store_url, "ARTIFACT_STORE_URL", "ARTIFACT_STORE_TOKEN")?,
             },
         })
     }

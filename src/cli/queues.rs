@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use dispatcher::client::QueueView;
 use schemas::http::QueueInfo;
-use schemas::queue::OnDisconnect;
+use schemas::queue::{OnDisconnect, PromptJob};
 use schemas::task::RetryPolicy;
 use schemas::{HumanDuration, Limit, QueueName, QueueSettings, Timestamp, strict};
 use serde_json::json;
@@ -80,11 +80,14 @@ struct Set {
     /// Time between the polite signal and the kill, of tasks that name none
     #[arg(long, value_name = "DURATION")]
     stop_grace: Option<HumanDuration>,
+    /// The job that a prompt of the NATS agent protocol becomes, a JSON or YAML file, `-` for stdin; or `none`
+    #[arg(long, value_name = "FILE|none")]
+    agent_job: Option<PathBuf>,
     /// Take all settings from a JSON or YAML file instead, `-` for stdin
     #[arg(
         long,
         value_name = "FILE",
-        conflicts_with_all = ["cap", "on_disconnect", "timeout", "idle_timeout", "max_attempts", "backoff", "max_backoff", "stop_grace"]
+        conflicts_with_all = ["cap", "on_disconnect", "timeout", "idle_timeout", "max_attempts", "backoff", "max_backoff", "stop_grace", "agent_job"]
     )]
     file: Option<PathBuf>,
     #[command(flatten)]
@@ -109,6 +112,16 @@ impl Set {
             && self.backoff.is_none()
             && self.max_backoff.is_none()
             && self.stop_grace.is_none()
+            && self.agent_job.is_none()
+    }
+
+    /// The job for prompts, where one is named: `Some(None)` takes it away.
+    fn job(&self) -> Result<Option<Option<PromptJob>>, Error> {
+        match &self.agent_job {
+            None => Ok(None),
+            Some(word) if word.as_os_str() == "none" => Ok(Some(None)),
+            Some(path) => job_from_file(path).map(|job| Some(Some(job))),
+        }
     }
 
     fn apply(&self, settings: &mut QueueSettings) {
@@ -165,10 +178,16 @@ pub async fn run(args: Queues, on: &Server<'_>) -> Result<Exit, Error> {
                 ));
             }
             let whole = set.file.as_ref().map(from_file).transpose()?;
+            let job = set.job()?;
             let client = on.connect().await?.with_stores(set.stores.settings()?);
             let change = |settings: &mut QueueSettings| match &whole {
                 Some(whole) => *settings = whole.clone(),
-                None => set.apply(settings),
+                None => {
+                    set.apply(settings);
+                    if let Some(job) = &job {
+                        settings.agent.clone_from(job);
+                    }
+                }
             };
             show(&set.queue, &client.set_queue(&set.queue, change).await?, on);
         }
@@ -182,6 +201,18 @@ fn from_file(path: &PathBuf) -> Result<QueueSettings, Error> {
     match (documents.pop(), documents.len()) {
         (Some(value), 0) => strict::queue_settings(&value).map_err(|error| Error::usage(error.to_string(), hint)),
         _ => Err(Error::usage("the file must hold the settings of one queue", hint)),
+    }
+}
+
+fn job_from_file(path: &PathBuf) -> Result<PromptJob, Error> {
+    let hint = "write it as the workload `agent` of a task, without title and description: repository: https://host/app.git";
+    let mut documents = submit::documents(&submit::read(path)?)?;
+    match (documents.pop(), documents.len()) {
+        (Some(value), 0) => {
+            let job = strict::agent_job(&value).map_err(|error| Error::usage(error.to_string(), hint))?;
+            Ok(job.into())
+        }
+        _ => Err(Error::usage("the file must hold one agent job", hint)),
     }
 }
 

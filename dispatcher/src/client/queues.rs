@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use jetstream::{ConsumerState, StoredMessage};
+use schemas::queue::PromptJob;
 use schemas::stores::MAX_ACK_PENDING;
 use schemas::{QueueName, QueueSettings, Timestamp};
 
@@ -90,6 +91,32 @@ impl Client {
             }
         }
         Ok(views.into_values().map(QueueView::completed).collect())
+    }
+
+    /// The job that prompts become, of every queue that has one. What cannot be read is passed over.
+    pub async fn prompt_jobs(&self) -> Result<BTreeMap<QueueName, PromptJob>, ClientError> {
+        let subjects = format!("$KV.{}.*", self.names.queues_bucket());
+        let (mut jobs, mut from) = (BTreeMap::new(), 1);
+        loop {
+            let page = self.js.page(&self.queues_stream(), &subjects, from, PAGE).await?;
+            for message in page.messages {
+                from = message.sequence + 1;
+                let name = message.subject.rsplit('.').next().and_then(|token| token.parse::<QueueName>().ok());
+                let job = match settings(&message) {
+                    Ok(settings) => settings.and_then(|settings| settings.agent),
+                    Err(error) => {
+                        tracing::warn!(%error, "passed over");
+                        None
+                    }
+                };
+                if let (Some(name), Some(job)) = (name, job) {
+                    jobs.insert(name, job);
+                }
+            }
+            if !page.more {
+                return Ok(jobs);
+            }
+        }
     }
 
     /// One queue. One that nobody has used yet is empty.

@@ -32,10 +32,7 @@ async fn cancelled_in(world: &World, phase: JobPhase) {
     // The workspace works for the next one.
     let again = world.fleet.run("default.again", &world.job(json!({"title": "Once more"}))).await;
     assert_ne!(again.state, State::Cancelled);
-    assert!(
-        super::report(&again).phases.len() >= 5,
-        "{again:#?}"
-    );
+    assert!(super::report(&again).phases.len() >= 5, "{again:#?}");
 }
 
 fn hang(phase: &str) -> String {

@@ -1,7 +1,11 @@
 //! Agent jobs from the outside: a real remote, a real worker, a scripted model behind real HTTP.
 
 mod cancel;
+mod containers;
 mod examples;
+mod host;
+mod hostile;
+mod many;
 mod people;
 mod playbooks;
 mod programs;
@@ -10,6 +14,7 @@ mod resume;
 mod run;
 #[path = "../../../agents/tests/support/scripted.rs"]
 mod scripted;
+mod secrets;
 mod trouble;
 
 use schemas::transcript::{AgentReport, Entry, JobPhase, WrittenReport};
@@ -119,6 +124,33 @@ pub fn phases(report: &AgentReport) -> Vec<JobPhase> {
 #[track_caller]
 pub fn succeeded(record: &TaskRecord) {
     assert_eq!(record.state, State::Succeeded, "{record:#?}");
+}
+
+/// Waits until nobody has a workspace any more.
+async fn slots_are_free(world: &World) {
+    crate::support::eventually("every workspace is given back", async || {
+        let slots = world.fleet.messages("KV_shoal_slots", "$KV.shoal_slots.>").await;
+        match slots.iter().filter(|it| !it.payload.is_empty()).map(|it| it.subject.to_string()).collect::<Vec<_>>() {
+            held if held.is_empty() => Ok(()),
+            held => Err(format!("{held:?}")),
+        }
+    })
+    .await;
+}
+
+/// Everything below a folder that is no folder; links are not followed. What goes meanwhile is left out.
+fn files_below(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => folders.push(entry.path()),
+                _ => found.push(entry.path()),
+            }
+        }
+    }
+    found
 }
 
 pub fn merge(into: &mut Value, more: Value) {

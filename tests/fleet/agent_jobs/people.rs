@@ -191,8 +191,16 @@ async fn a_transcript_is_followed_to_its_end_and_gone_on_with_from_any_place() {
     succeeded(&world.fleet.ended("default.t").await);
     let followed = ended(following).await.ok().stdout;
     let mut rest = followed.as_str();
-    for words in ["-- slot", "-- implement", ">> # Task t", "== turn 1, scripted-1", " * write_file", "   It adds now.", "-- step test passed", "-- report"]
-    {
+    for words in [
+        "-- slot",
+        "-- implement",
+        ">> # Task t",
+        "== turn 1, scripted-1",
+        " * write_file",
+        "   It adds now.",
+        "-- step test passed",
+        "-- report",
+    ] {
         rest = rest.split_once(words).unwrap_or_else(|| panic!("no `{words}` where it should be:\n{followed}")).1;
     }
     assert_eq!(world.fleet.shoal(&["agent", "transcript", "t"]).await.ok().stdout, followed);
@@ -204,7 +212,8 @@ async fn a_transcript_is_followed_to_its_end_and_gone_on_with_from_any_place() {
     assert_eq!(numbers, (1..=lines.len() as u64).collect::<Vec<_>>());
     let middle = lines.len() / 2;
     let sequence = read(lines[middle])["sequence"].to_string();
-    let rest = world.fleet.shoal(&["agent", "transcript", "t", "-o", "json", "-f", "--from", &sequence]).await.ok().stdout;
+    let rest =
+        world.fleet.shoal(&["agent", "transcript", "t", "-o", "json", "-f", "--from", &sequence]).await.ok().stdout;
     assert_eq!(rest.lines().collect::<Vec<_>>(), lines[middle + 1..]);
 }
 
@@ -257,8 +266,12 @@ async fn run_follows_a_job_and_ends_with_its_code() {
 
     let args = ["agent", "run", "-o", "json", "--patch-only", "--repository", &url, "--title", "Add", "--turns", "9"];
     let done = world.fleet.shoal(&args).await.ok().json();
-    let phases: Vec<&str> =
-        done["attempts"][0]["agent"]["phases"].as_array().expect("phases").iter().filter_map(|it| it["phase"].as_str()).collect();
+    let phases: Vec<&str> = done["attempts"][0]["agent"]["phases"]
+        .as_array()
+        .expect("phases")
+        .iter()
+        .filter_map(|it| it["phase"].as_str())
+        .collect();
     assert!(!phases.contains(&"push") && phases.contains(&"commit"), "{done}");
     assert_eq!(world.repo.branches(), [branch]);
 }
@@ -279,7 +292,10 @@ async fn every_refusal_names_the_next_thing_to_try() {
         let said = world.fleet.shoal(args).await.exit(1).stderr;
         assert!(said.contains(problem), "{args:?}: no `{problem}` in: {said}");
         let last = said.lines().last().unwrap_or_default();
-        assert!(last.trim_start().starts_with("try: ") && last.contains(next), "{args:?}: no `{next}` at the end of: {said}");
+        assert!(
+            last.trim_start().starts_with("try: ") && last.contains(next),
+            "{args:?}: no `{next}` at the end of: {said}"
+        );
     };
     for command in ["transcript", "diff", "questions"] {
         refused(&["agent", command, "nobody"], "nobody", "shoal list").await;

@@ -9,7 +9,8 @@ use crate::support::repo::{RIGHT, TEST};
 
 const BRANCH: &str = "feature/task-t-add-do-not-subtract";
 /// A playbook that nobody can read: its only condition is none.
-const WRONG: &str = "name: wrong\nsteps:\n  - name: test\n    kind: test\n    command: sh test.sh\n    condition: change.files = 1\n";
+const WRONG: &str =
+    "name: wrong\nsteps:\n  - name: test\n    kind: test\n    command: sh test.sh\n    condition: change.files = 1\n";
 
 /// Its steps: name, outcome, exit code, tries.
 fn steps(record: &TaskRecord) -> Vec<(String, StepOutcome, Option<i32>, u32)> {
@@ -17,7 +18,12 @@ fn steps(record: &TaskRecord) -> Vec<(String, StepOutcome, Option<i32>, u32)> {
 }
 
 /// One of them.
-fn step(name: &str, outcome: StepOutcome, exit_code: Option<i32>, tries: u32) -> (String, StepOutcome, Option<i32>, u32) {
+fn step(
+    name: &str,
+    outcome: StepOutcome,
+    exit_code: Option<i32>,
+    tries: u32,
+) -> (String, StepOutcome, Option<i32>, u32) {
     (name.to_owned(), outcome, exit_code, tries)
 }
 
@@ -30,7 +36,11 @@ fn tests(record: &TaskRecord) -> TestReport {
 /// Fails unless the task failed with this code; its message.
 #[track_caller]
 fn failed(record: &TaskRecord, code: Code) -> String {
-    assert_eq!((record.state, record.error.as_ref().map(|error| error.code)), (State::Failed, Some(code)), "{record:#?}");
+    assert_eq!(
+        (record.state, record.error.as_ref().map(|error| error.code)),
+        (State::Failed, Some(code)),
+        "{record:#?}"
+    );
     record.error.as_ref().expect("just seen").message.clone()
 }
 
@@ -145,7 +155,11 @@ async fn a_playbook_has_a_name_in_the_fleet() {
 
     let refused = world.fleet.shoal_with_input(&["agent", "playbook", "apply", "strict", "-"], WRONG).await.exit(2);
     assert!(refused.stderr.contains("steps[0].condition"), "{refused:?}");
-    assert_eq!(world.fleet.shoal(&["agent", "playbook", "show", "strict"]).await.ok().stdout, text, "it is what it was");
+    assert_eq!(
+        world.fleet.shoal(&["agent", "playbook", "show", "strict"]).await.ok().stdout,
+        text,
+        "it is what it was"
+    );
     let refused = world.fleet.shoal_with_input(&["agent", "playbook", "apply", "a.b", "-"], &text).await.exit(2);
     assert!(refused.stderr.contains("name"), "{refused:?}");
     let refused = world.fleet.shoal(&["agent", "playbook", "show", "none"]).await.exit(1);
@@ -224,7 +238,10 @@ async fn a_job_that_needs_a_skill_waits_for_a_worker_that_has_it() {
     let _skilled = world.builder("b").env("SHOAL_LABEL", "skills=python rust").start().await;
     let record = world.fleet.ended("default.t").await;
     succeeded(&record);
-    assert_eq!(record.attempts.last().map(|attempt| attempt.worker.as_ref().map(schemas::AgentId::as_str)), Some(Some("b")));
+    assert_eq!(
+        record.attempts.last().map(|attempt| attempt.worker.as_ref().map(schemas::AgentId::as_str)),
+        Some(Some("b"))
+    );
 }
 
 #[tokio::test]

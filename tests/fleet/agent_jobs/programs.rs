@@ -65,7 +65,10 @@ async fn a_command_agent_makes_a_tested_branch() {
         assert!(prompt.contains(words), "no `{words}` in: {prompt}");
     }
     let told = world.told("t").await;
-    assert!(told.iter().any(|entry| matches!(&entry.event, Event::Text { text } if text == "It adds now.")), "{told:#?}");
+    assert!(
+        told.iter().any(|entry| matches!(&entry.event, Event::Text { text } if text == "It adds now.")),
+        "{told:#?}"
+    );
     assert!(world.model.requests().is_empty());
 }
 
@@ -182,7 +185,10 @@ async fn a_mistake_in_a_template_is_told_before_anything_runs() {
         (json!({"kind": "command", "command": ["agent", "{promt_file}"]}), "did you mean `prompt_file`"),
         (json!({"kind": "command", "command": ["agent", "{"]}), "a brace stands alone"),
         (json!({"kind": "command", "command": ["{prompt}"]}), "the program itself"),
-        (json!({"kind": "command", "protocol": "acp", "command": ["agent", "{prompt_file}"]}), "the prompt goes over stdin"),
+        (
+            json!({"kind": "command", "protocol": "acp", "command": ["agent", "{prompt_file}"]}),
+            "the prompt goes over stdin",
+        ),
     ]
     .into_iter()
     .enumerate()

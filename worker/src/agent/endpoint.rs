@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_nats::service::{Service, ServiceExt};
 use async_nats::{Client, HeaderMap, Subject};
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use schemas::nats_agent::{BEAT, Beat, Prompt, Refusal, SERVICE, chunk, task_token};
 use schemas::transcript::{Entry, Event, Message};
 use schemas::{More, Names, TaskKey, header};
@@ -22,13 +22,21 @@ const MOST_CALLERS: usize = 32;
 /// Tried again after this where the service cannot be made.
 const AGAIN: Duration = Duration::from_secs(5);
 
-/// Serves until it is dropped.
-pub async fn serve(client: Client, names: Names, key: TaskKey, line: JobLine) -> std::convert::Infallible {
+/// For the last words to those who still listen, once the line has ended.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Serves until the line has ended; then every caller has the end of its stream.
+pub async fn serve(client: Client, names: Names, key: TaskKey, line: JobLine) {
     loop {
-        if let Err(error) = once(&client, &names, &key, &line).await {
-            tracing::debug!(task = %key, %error, "not reached by the agent protocol now");
+        match once(&client, &names, &key, &line).await {
+            Ok(true) => return,
+            Ok(false) => {}
+            Err(error) => tracing::debug!(task = %key, %error, "not reached by the agent protocol now"),
         }
-        tokio::time::sleep(AGAIN).await;
+        tokio::select! {
+            () = line.ended() => return,
+            () = tokio::time::sleep(AGAIN) => {}
+        }
     }
 }
 
@@ -37,13 +45,13 @@ struct Stopped(Option<Service>);
 
 impl Drop for Stopped {
     fn drop(&mut self) {
-        if let (Some(service), Ok(handle)) = (self.0.take(), tokio::runtime::Handle::try_current()) {
-            handle.spawn(service.stop());
-        }
+        // There is nothing in it to wait for.
+        let _ = self.0.take().map(|service| service.stop().now_or_never());
     }
 }
 
-async fn once(client: &Client, names: &Names, key: &TaskKey, line: &JobLine) -> Result<(), async_nats::Error> {
+/// Whether the line has ended.
+async fn once(client: &Client, names: &Names, key: &TaskKey, line: &JobLine) -> Result<bool, async_nats::Error> {
     let token = task_token(&key.id);
     let mut metadata: HashMap<String, String> = names.nats_agent_metadata(&token).into();
     metadata.insert("queue".to_owned(), key.queue.to_string());
@@ -55,29 +63,27 @@ async fn once(client: &Client, names: &Names, key: &TaskKey, line: &JobLine) -> 
         .start(SERVICE, env!("CARGO_PKG_VERSION"))
         .await?;
     let limit = format!("{}KB", client.max_payload() >> 10);
-    let prompt = HashMap::from([
-        ("max_payload".to_owned(), limit),
-        ("attachments_ok".to_owned(), "false".to_owned()),
-    ]);
+    let prompt = HashMap::from([("max_payload".to_owned(), limit), ("attachments_ok".to_owned(), "false".to_owned())]);
     let (prompts, statuses) = (names.nats_agent_subject("prompt", &token), names.nats_agent_subject("status", &token));
     let mut prompts =
         service.endpoint_builder().name("prompt").queue_group(SERVICE).metadata(prompt).add(prompts).await?;
     let mut statuses = service.endpoint_builder().name("status").queue_group(SERVICE).add(statuses).await?;
     let instance = service.info().await.id;
-    let _stopped = Stopped(Some(service));
+    let stopped = Stopped(Some(service));
     let beats = names.nats_agent_subject("hb", &token);
     let beat = || serde_json::to_vec(&Beat::now(names, &token, &instance)).expect("our own types are JSON");
     let mut due = tokio::time::interval(BEAT);
     let mut callers = JoinSet::new();
     loop {
         tokio::select! {
+            () = line.ended() => break,
             _ = due.tick() => client.publish(beats.clone(), beat().into()).await?,
             request = statuses.next() => {
-                let Some(request) = request else { return Ok(()) };
+                let Some(request) = request else { return Ok(false) };
                 request.respond(Ok(beat().into())).await?;
             }
             request = prompts.next() => {
-                let Some(request) = request else { return Ok(()) };
+                let Some(request) = request else { return Ok(false) };
                 let Some(reply) = request.message.reply.clone() else { continue };
                 let caller = Caller { client: client.clone(), reply, line: line.clone(), key: key.clone() };
                 match Prompt::read(&request.message.payload) {
@@ -94,6 +100,12 @@ async fn once(client: &Client, names: &Names, key: &TaskKey, line: &JobLine) -> 
             Some(_) = callers.join_next() => {}
         }
     }
+    drop(stopped);
+    let last_words = async { while callers.join_next().await.is_some() {} };
+    if tokio::time::timeout(LAST_WORDS, last_words).await.is_err() {
+        tracing::debug!(task = %key, "some who speak with the job do not hear its end");
+    }
+    Ok(true)
 }
 
 struct Caller {
@@ -128,25 +140,32 @@ impl Caller {
     async fn stream(&self, text: &str) -> Result<(), async_nats::Error> {
         let mut told = self.line.listen();
         self.send(chunk::ack()).await?;
-        let message =
-            Message { text: text.to_owned(), answers: None, queue: Some(self.key.queue.clone()), more: More::default() };
+        let message = Message {
+            text: text.to_owned(),
+            answers: None,
+            queue: Some(self.key.queue.clone()),
+            more: More::default(),
+        };
         self.line.hear(message);
         let mut asked = JoinSet::new();
         let mut sign = tokio::time::interval(BEAT);
         sign.tick().await;
-        let (mut heard, mut answered) = (false, false);
+        // A model takes what was said into its next turn; an agent program hears nothing, and is listened to until its end.
+        let (mut heard, mut taken) = (false, false);
         loop {
             tokio::select! {
                 _ = sign.tick() => self.send(chunk::ack()).await?,
                 entry = told.recv() => match entry.map(|Entry { event, .. }| event) {
                     // The line has ended: the job is over.
                     None => return Ok(()),
-                    Some(Event::Said { text: said }) => heard |= said == text,
-                    // An open question took it for its answer.
-                    Some(Event::Answer { text: said, .. }) => heard |= said == text,
+                    // With one open question it is the answer to that.
+                    Some(Event::Said { .. } | Event::Answer { .. }) => heard = true,
+                    Some(Event::Turn { .. }) => taken = heard,
                     Some(Event::Text { text }) => {
                         self.send(chunk::response(&text)).await?;
-                        answered |= heard;
+                        if taken {
+                            return Ok(());
+                        }
                     }
                     Some(Event::Question { id, text }) => {
                         let inbox = self.client.new_inbox();
@@ -164,7 +183,6 @@ impl Caller {
                     Some(Event::PhaseEnded { phase, error: Some(error) }) => {
                         self.send(chunk::response(&format!("{phase} failed: {}", error.message))).await?;
                     }
-                    Some(Event::Used { .. } | Event::PhaseEnded { .. }) if answered => return Ok(()),
                     Some(_) => {}
                 },
             }

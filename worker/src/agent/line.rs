@@ -51,6 +51,7 @@ struct Shared {
     patience: Duration,
     told: Mutex<Told>,
     heard: Mutex<Heard>,
+    ended: tokio_util::sync::CancellationToken,
 }
 
 struct Told {
@@ -108,7 +109,8 @@ impl JobLine {
         // Unbounded, because what is told is bounded by what the job does, and telling must never wait for the server.
         let (to, from) = mpsc::unbounded_channel();
         let told = Mutex::new(Told { number: 0, to: Some(to), listeners: Vec::new() });
-        let shared = Arc::new(Shared { key, start, mask, activity, patience, told, heard: Mutex::default() });
+        let (heard, ended) = (Mutex::default(), tokio_util::sync::CancellationToken::new());
+        let shared = Arc::new(Shared { key, start, mask, activity, patience, told, heard, ended });
         let carrier = Carrier { js, names, shared: shared.clone(), from, transcript, since, give_up };
         (Self { shared }, carrier)
     }
@@ -125,6 +127,11 @@ impl JobLine {
         self.shared.hear(message);
     }
 
+    /// Until nothing more is told.
+    pub async fn ended(&self) {
+        self.shared.ended.cancelled().await;
+    }
+
     /// Nothing more is told. The carrier ends once all of it is stored.
     pub fn end(&self) {
         let mut told = lock(&self.shared.told);
@@ -133,6 +140,7 @@ impl JobLine {
         drop(told);
         // Who still waits for an answer never gets one.
         lock(&self.shared.heard).asked.clear();
+        self.shared.ended.cancel();
     }
 }
 

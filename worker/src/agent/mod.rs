@@ -8,11 +8,17 @@
 //!                 +- line                          `shoal.agents.<id>.out` and `.in`; the agent protocol (endpoint)
 //! ```
 
+mod attempt;
 mod endpoint;
+mod implementing;
 mod keep;
-mod ledger;
+mod keeper;
 mod lease;
+mod ledger;
 mod line;
+mod outside;
+mod plan;
+mod push;
 pub mod run;
 pub mod settings;
 mod shell;
@@ -35,6 +41,7 @@ use crate::worker::Worker;
 /// What a worker has for agent jobs.
 pub struct Agents {
     workspaces: Workspaces,
+    outside: outside::Services,
     /// Transcripts and logs of running jobs, one folder a start.
     jobs: PathBuf,
     /// Of the git found.
@@ -55,6 +62,9 @@ pub enum AgentsError {
         /// Why.
         source: std::io::Error,
     },
+    /// A REST service that cannot be used.
+    #[error("{0}")]
+    Outside(String),
     /// A secret that would hide too much.
     #[error(transparent)]
     Secret(#[from] agents::secret::TooShort),
@@ -66,6 +76,7 @@ impl Agents {
         let settings = &config.agents;
         // Told at the start, not at the first job.
         mask_of(config)?;
+        let outside = outside::Services::open(&settings.outside).map_err(AgentsError::Outside)?;
         let root = config.state_dir.join("agents").join(id.as_str());
         let transports: BTreeSet<Transport> = match &settings.repositories {
             None => [Transport::Https, Transport::Ssh].into(),
@@ -89,7 +100,7 @@ impl Agents {
         let _ = std::fs::remove_dir_all(&jobs);
         std::fs::create_dir_all(&jobs).map_err(|source| AgentsError::Folder { path: jobs.clone(), source })?;
         let version = workspaces.git_version();
-        Ok(Self { workspaces, jobs, version })
+        Ok(Self { workspaces, outside, jobs, version })
     }
 
     /// For the registry.
@@ -120,7 +131,14 @@ impl Agents {
 fn mask_of(config: &Config) -> Result<Mask, agents::secret::TooShort> {
     let settings = &config.agents;
     let own = [("the git token", &settings.git.token), ("the model's key", &settings.model.key)];
-    let own = own.into_iter().filter_map(|(name, secret)| Some((name, secret.as_deref()?)));
+    let outside = &settings.outside;
+    let services = [
+        ("the task registry's token", &outside.task_registry),
+        ("the repository pool's token", &outside.repo_pool),
+        ("the artifact store's token", &outside.artifact_store),
+    ];
+    let services = services.into_iter().filter_map(|(name, service)| Some((name, service.as_ref()?.token.as_deref()?)));
+    let own = own.into_iter().filter_map(|(name, secret)| Some((name, secret.as_deref()?))).chain(services);
     let named = settings.secrets.iter().map(|(name, secret): (&String, &Arc<Secret>)| (name.as_str(), &**secret));
     Mask::new(own.chain(named))
 }
@@ -130,4 +148,3 @@ fn author(text: &str) -> agents::git::Author {
     let (name, mail) = text.rsplit_once('<').unwrap_or((text, "shoal@localhost"));
     agents::git::Author { name: name.trim().to_owned(), email: mail.trim_end_matches('>').trim().to_owned() }
 }
-

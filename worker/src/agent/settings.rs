@@ -63,14 +63,23 @@ pub struct ModelSettings {
 }
 
 /// REST services beside NATS, for fleets that have them. Unset means NATS alone.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Outside {
     /// Hears of states and events.
-    pub task_registry: Option<String>,
+    pub task_registry: Option<OutsideService>,
     /// Gives slots.
-    pub repo_pool: Option<String>,
+    pub repo_pool: Option<OutsideService>,
     /// Takes artifacts.
-    pub artifact_store: Option<String>,
+    pub artifact_store: Option<OutsideService>,
+}
+
+/// One of them.
+#[derive(Clone, Debug)]
+pub struct OutsideService {
+    /// Its base URL.
+    pub url: String,
+    /// Sent as bearer.
+    pub token: Option<Arc<Secret>>,
 }
 
 impl Default for AgentSettings {

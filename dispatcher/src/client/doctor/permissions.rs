@@ -157,6 +157,7 @@ impl Role {
                 listen.extend([
                     names.talk_out_subject("*"),
                     "agents.>".to_owned(),
+                    names.queues_events(),
                     format!("{prefix}.api.*"),
                     format!("{prefix}.events.tasks.>"),
                     format!("{prefix}.events.functions.*"),
