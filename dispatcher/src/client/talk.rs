@@ -253,3 +253,27 @@ fn is_read(payload: &[u8], newest: Option<&(StartId, u64)>) -> bool {
     let entry = serde_json::from_slice::<Entry>(payload).ok();
     entry.zip(newest).is_some_and(|(entry, (start, number))| entry.start == *start && entry.number <= *number)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_not_read_yet_is_a_reason_to_read() {
+        let entry = |number: u64, start: &str| {
+            let event = serde_json::json!({"kind": "note", "text": "a"});
+            let at = "2026-11-22T00:00:00Z";
+            let entry =
+                serde_json::json!({"number": number, "at": at, "queue": "default", "start": start, "event": event});
+            entry.to_string().into_bytes()
+        };
+        let start = "0198f3c2-0000-7000-8000-000000000001";
+        let read = Some((serde_json::from_value(start.into()).unwrap(), 3));
+        let is_read = |payload: &[u8]| is_read(payload, read.as_ref());
+        assert!(is_read(&entry(2, start)) && is_read(&entry(3, start)));
+        assert!(!is_read(&entry(4, start)));
+        assert!(!is_read(&entry(1, "0198f3c2-0000-7000-8000-000000000002")), "another start counts anew");
+        assert!(!is_read(b"of another version"));
+        assert!(!super::is_read(&entry(1, start), None));
+    }
+}
