@@ -1,5 +1,7 @@
 //! Agent jobs from the outside: a real remote, a real worker, a scripted model behind real HTTP.
 
+mod outside;
+mod protocol;
 mod run;
 #[path = "../../../agents/tests/support/scripted.rs"]
 mod scripted;
