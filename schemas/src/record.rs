@@ -12,7 +12,7 @@ use crate::ids::{AgentId, QueueName, StartId, TaskId, TaskKey};
 use crate::newer::{More, Word};
 use crate::task::Task;
 use crate::time::Timestamp;
-use crate::transcript::AgentReport;
+use crate::transcript::WrittenReport;
 
 /// Largest task kept inside its record.
 pub const TASK_KEPT_BYTES: usize = 16 << 10;
@@ -206,7 +206,7 @@ pub struct Attempt {
     pub usage: Option<Usage>,
     /// What an agent job did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub agent: Option<Box<AgentReport>>,
+    pub agent: Option<WrittenReport>,
     /// Fields of a newer version.
     #[serde(flatten)]
     #[schemars(skip)]

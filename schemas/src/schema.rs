@@ -5,7 +5,7 @@ use schemars::{Schema, schema_for};
 use crate::function::EnsureRequest;
 use crate::{
     AgentRecord, DeadLetter, DoctorReport, Explanation, Function, Instance, Playbook, QueueSettings, Task, TaskRecord,
-    cancel, containers, http,
+    agent_job, cancel, containers, http, transcript,
 };
 
 /// File name and schema of every message.
@@ -21,6 +21,9 @@ pub fn all() -> Vec<(&'static str, Schema)> {
         ("ensure_request.json", schema_for!(EnsureRequest)),
         ("containers_request.json", schema_for!(containers::ContainersRequest)),
         ("containers_reply.json", schema_for!(containers::ContainersReply)),
+        ("transcript_entry.json", schema_for!(transcript::Entry)),
+        ("agent_message.json", schema_for!(transcript::Message)),
+        ("slot_lease.json", schema_for!(agent_job::SlotLease)),
         ("dead_letter.json", schema_for!(DeadLetter)),
         ("explanation.json", schema_for!(Explanation)),
         ("doctor_report.json", schema_for!(DoctorReport)),

@@ -3,6 +3,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use crate::ids::{QueueName, StartId};
 use crate::newer::{More, Word};
@@ -286,6 +287,39 @@ pub struct AgentReport {
     #[serde(flatten)]
     #[schemars(skip)]
     pub more: More,
+}
+
+/// A report as it was written: it is passed on with every field that a newer version put there.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct WrittenReport(Box<RawValue>);
+
+impl WrittenReport {
+    /// Of this report.
+    pub fn new(report: &AgentReport) -> Self {
+        Self(serde_json::value::to_raw_value(report).expect("our own types are JSON"))
+    }
+
+    /// What it says, as far as this version knows; nothing if it cannot be read.
+    pub fn read(&self) -> Option<AgentReport> {
+        serde_json::from_str(self.0.get()).ok()
+    }
+}
+
+impl PartialEq for WrittenReport {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.get() == other.0.get()
+    }
+}
+
+impl JsonSchema for WrittenReport {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        AgentReport::schema_name()
+    }
+
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        AgentReport::json_schema(generator)
+    }
 }
 
 fn is_none_used(number: &u32) -> bool {

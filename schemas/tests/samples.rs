@@ -11,14 +11,16 @@ use shoal_schemas::cancel::{
 };
 use shoal_schemas::containers::{ContainersReply, ContainersRequest};
 use shoal_schemas::function::EnsureRequest;
+use shoal_schemas::agent_job::SlotLease;
 use shoal_schemas::http::{AgentBeat, AgentRegistration, Problem};
+use shoal_schemas::transcript::{Entry, Message};
 use shoal_schemas::{
     AgentRecord, DeadLetter, DoctorReport, Explanation, Function, Instance, Playbook, QueueSettings, Task, TaskRecord,
     schema, strict,
 };
 
 /// The name of a message is the start of its samples' names; the longest fitting one counts.
-const MESSAGES: [&str; 24] = [
+const MESSAGES: [&str; 27] = [
     "task_record",
     "task",
     "agent_record",
@@ -29,6 +31,9 @@ const MESSAGES: [&str; 24] = [
     "ensure_request",
     "containers_request",
     "containers_reply",
+    "transcript_entry",
+    "agent_message",
+    "slot_lease",
     "dead_letter",
     "explanation",
     "doctor_report",
@@ -46,8 +51,14 @@ const MESSAGES: [&str; 24] = [
 ];
 
 /// Words that are the default and so never written.
-const LEFT_OUT: [&str; 3] =
-    [r#"playbook.steps[].kind = "command""#, r#"queue_settings.on_disconnect = "stop""#, r#"task.on_lost = "retry""#];
+const LEFT_OUT: [&str; 6] = [
+    r#"playbook.steps[].kind = "command""#,
+    r#"queue_settings.on_disconnect = "stop""#,
+    r#"task.on_lost = "retry""#,
+    r#"task.workload<"agent">.implementer<"command">.protocol = "none""#,
+    r#"task.workload<"agent">.playbook<"inline">.playbook.steps[].kind = "command""#,
+    r#"task.workload<"agent">.push = "branch""#,
+];
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("samples")
@@ -90,6 +101,9 @@ fn every_sample_reads_into_its_type_and_back_byte_for_byte() {
             "ensure_request" => written::<EnsureRequest>(&name, &text),
             "containers_request" => written::<ContainersRequest>(&name, &text),
             "containers_reply" => written::<ContainersReply>(&name, &text),
+            "transcript_entry" => written::<Entry>(&name, &text),
+            "agent_message" => written::<Message>(&name, &text),
+            "slot_lease" => written::<SlotLease>(&name, &text),
             "dead_letter" => written::<DeadLetter>(&name, &text),
             "doctor_report" => written::<DoctorReport>(&name, &text),
             "explanation" => written::<Explanation>(&name, &text),

@@ -11,6 +11,7 @@ use schemas::agent_job::{
 };
 use schemas::transcript::{Event, StepOutcome};
 use schemas::{Decimal, HumanDuration, Limit, QueueName, State, Task, TaskId, TaskKey, TaskRecord, Workload};
+use serde::Deserialize;
 use serde_json::json;
 
 use super::{Error, Server};
@@ -291,8 +292,8 @@ async fn submit(args: Run, on: &Server<'_>) -> Result<Exit, Error> {
 
 /// The end of a job, in a few lines.
 fn summary(key: &TaskKey, record: &TaskRecord) {
-    let report = record.attempts.last().and_then(|attempt| attempt.agent.as_deref());
-    if let Some(report) = report {
+    let report = record.attempts.last().and_then(|attempt| attempt.agent.as_ref()?.read());
+    if let Some(report) = &report {
         if let (Some(branch), true) = (&report.branch, report.pushed) {
             let commit = report.commit.as_deref().unwrap_or_default();
             output::line(format_args!("{branch} {}", commit.get(..12).unwrap_or(commit)));
@@ -314,7 +315,7 @@ fn summary(key: &TaskKey, record: &TaskRecord) {
 
 async fn transcript(args: Transcript, on: &Server<'_>) -> Result<Exit, Error> {
     let client = on.connect().await?;
-    let key = client.find(&args.id).await?;
+    let key = find(&client, &args.id, "logs").await?;
     let mut told = client.told(&key, args.from, args.follow);
     while let Some(told) = told.next().await {
         let told = told?;
@@ -386,7 +387,7 @@ fn short(text: &str) -> String {
 
 async fn diff(args: Diff, on: &Server<'_>) -> Result<Exit, Error> {
     let client = on.connect().await?;
-    let key = client.find(&args.id).await?;
+    let key = find(&client, &args.id, "artifacts list").await?;
     let view = client.get(&key).await?;
     let record = view.current().map(|recorded| recorded.record.clone());
     let record = record.ok_or_else(|| Error::Failed {
@@ -394,7 +395,18 @@ async fn diff(args: Diff, on: &Server<'_>) -> Result<Exit, Error> {
         hint: format!("shoal explain {key}"),
         source: None,
     })?;
-    let artifact = client.find_artifact(&record, schemas::agent_job::PATCH, None)?;
+    let artifact = client.find_artifact(&record, schemas::agent_job::PATCH, None).map_err(|_| match record.state {
+        State::Running | State::Retrying => Error::Failed {
+            problem: format!("task {key} keeps no change yet"),
+            hint: format!("shoal agent transcript -f {key}"),
+            source: None,
+        },
+        _ => Error::Failed {
+            problem: format!("task {key} ended without a change"),
+            hint: format!("shoal explain {key}"),
+            source: None,
+        },
+    })?;
     let mut out = tokio::io::stdout();
     client.artifact_to(&record, artifact, &mut out).await?;
     tokio::io::AsyncWriteExt::flush(&mut out)
@@ -405,7 +417,7 @@ async fn diff(args: Diff, on: &Server<'_>) -> Result<Exit, Error> {
 
 async fn questions(args: Questions, on: &Server<'_>) -> Result<Exit, Error> {
     let client = on.connect().await?;
-    let key = client.find(&args.id).await?;
+    let key = find(&client, &args.id, "logs").await?;
     let open = client.questions(&key).await?;
     match on.output() {
         Format::Json => {
@@ -429,11 +441,14 @@ async fn ask(args: Ask, on: &Server<'_>) -> Result<Exit, Error> {
     let mut told = client.told(&key, said_before, true);
     client.say(&key, &args.text, None).await?;
     let answer = async {
-        let mut heard = false;
+        // What is said in a turn that began before it heard is no answer.
+        let (mut heard, mut turn) = (false, false);
         while let Some(Told { entry, .. }) = told.try_next().await? {
             match entry.event {
-                Event::Said { text } if text == args.text => heard = true,
-                Event::Text { text } if heard => return Ok::<_, Error>(Some(text)),
+                // An open question takes it for its answer.
+                Event::Said { text } | Event::Answer { text, .. } if text == args.text => heard = true,
+                Event::Turn { .. } if heard => turn = true,
+                Event::Text { text } if turn => return Ok::<_, Error>(Some(text)),
                 _ => {}
             }
         }
@@ -460,7 +475,7 @@ async fn ask(args: Ask, on: &Server<'_>) -> Result<Exit, Error> {
 
 async fn answer(args: Answer, on: &Server<'_>) -> Result<Exit, Error> {
     let client = on.connect().await?;
-    let key = client.find(&args.id).await?;
+    let key = running(&client, &args.id).await?;
     let open = client.questions(&key).await?;
     let hint = || format!("shoal agent questions {key}");
     let question = match (&args.question, open.as_slice()) {
@@ -483,9 +498,32 @@ async fn answer(args: Answer, on: &Server<'_>) -> Result<Exit, Error> {
     Ok(exit::DONE)
 }
 
-/// The task, if there is somebody to hear.
-async fn running(client: &Client, id: &str) -> Result<TaskKey, Error> {
+/// The agent job that is meant.
+async fn find(client: &Client, id: &str, instead: &str) -> Result<TaskKey, Error> {
+    #[derive(Deserialize)]
+    struct Kind {
+        kind: String,
+    }
+    #[derive(Deserialize)]
+    struct Sort {
+        workload: Kind,
+    }
     let key = client.find(id).await?;
+    let view = client.get(&key).await?;
+    let task = view.current().and_then(|recorded| recorded.record.task.as_deref());
+    match task.and_then(|task| serde_json::from_str::<Sort>(task.get()).ok()) {
+        Some(sort) if sort.workload.kind != "agent" => Err(Error::Failed {
+            problem: format!("task {key} is no agent job"),
+            hint: format!("shoal {instead} {key}"),
+            source: None,
+        }),
+        _ => Ok(key),
+    }
+}
+
+/// The agent job, if there is somebody to hear.
+async fn running(client: &Client, id: &str) -> Result<TaskKey, Error> {
+    let key = find(client, id, "logs").await?;
     let view = client.get(&key).await?;
     match view.status() {
         Some(status) if status.is_terminal() => Err(Error::Failed {

@@ -41,7 +41,9 @@ impl Scripted {
             .unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let endpoint = line.trim().strip_prefix("ready ").expect("the server is ready").to_owned();
+        let Some(endpoint) = line.trim().strip_prefix("ready ").map(str::to_owned) else {
+            panic!("the scripted model said {line:?} and ended: {:?}", child.wait())
+        };
         Self { child, _script: script, endpoint }
     }
 

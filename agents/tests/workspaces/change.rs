@@ -170,3 +170,22 @@ async fn a_secret_in_a_change_is_refused_by_its_name_and_never_told() {
     let mirror = git(&worker.mirror(), ["cat-file", "--batch-all-objects", "--batch"]);
     assert_eq!(mirror.matches("hunter2").count(), 1, "the base's own");
 }
+
+#[tokio::test]
+async fn what_was_only_touched_is_no_change_and_counts_for_no_bound() {
+    let (origin, bounds) = (Origin::new(), Bounds { file_bytes: 100, files: 5, all_bytes: 1_000, ..Bounds::default() });
+    for number in 0..20 {
+        origin.write(&format!("many/{number}"), "x".repeat(200));
+    }
+    origin.commit("many");
+    let worker = Worker::with(Settings { bounds, ..Settings::default() }, allowed()).await;
+    let (slot, _) = worker.begin(&origin.remote()).await;
+    for number in 0..20 {
+        let path = slot.tree().join(format!("many/{number}"));
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "x".repeat(200)).unwrap();
+    }
+    assert!(change(&slot).await.is_empty());
+    write(&slot.tree(), "many/1", "y");
+    assert_eq!(change(&slot).await.report.files, 1);
+}

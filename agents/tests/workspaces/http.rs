@@ -55,7 +55,7 @@ impl Host {
     }
 
     fn remote(&self, token: Option<&str>) -> Remote {
-        let login = token.map(|token| Login { user: "shoal".to_owned(), token: Secret::new(token.to_owned()) });
+        let login = token.map(|token| Login { user: "shoal".to_owned(), token: Secret::new(token.to_owned()).into() });
         Remote { url: format!("{}/origin.git", self.url), login, mask: Mask::default() }
     }
 }

@@ -261,7 +261,8 @@ fn refusal(error: &SubmitError) -> Refusal {
 /// The end, for people.
 fn summary(record: &TaskRecord) -> String {
     let mut lines = Vec::new();
-    let report = record.attempts.last().and_then(|attempt| attempt.agent.as_deref());
+    let report = record.attempts.last().and_then(|attempt| attempt.agent.as_ref()?.read());
+    let report = report.as_ref();
     if record.state == State::Succeeded {
         lines.extend(report.into_iter().flat_map(lines_of));
     }

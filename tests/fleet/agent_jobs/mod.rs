@@ -1,18 +1,31 @@
 //! Agent jobs from the outside: a real remote, a real worker, a scripted model behind real HTTP.
 
+mod cancel;
+mod containers;
+mod examples;
+mod host;
+mod hostile;
+mod many;
 mod outside;
+mod people;
+mod playbooks;
+mod programs;
 mod protocol;
+#[cfg(feature = "fail-points")]
+mod resume;
 mod run;
 #[path = "../../../agents/tests/support/scripted.rs"]
 mod scripted;
+mod secrets;
+mod trouble;
 
-use schemas::transcript::{AgentReport, Entry, JobPhase};
+use schemas::transcript::{AgentReport, Entry, JobPhase, WrittenReport};
 use schemas::{State, TaskRecord};
 use serde_json::{Value, json};
 
 use self::scripted::Scripted;
 use crate::support::repo::{RIGHT, Repo};
-use crate::support::{Fleet, Program, WorkerBuilder};
+use crate::support::{Fleet, Program, WorkerBuilder, eventually};
 
 /// A fleet, a remote and a model.
 pub struct World {
@@ -66,8 +79,8 @@ impl World {
 
     /// What it told, in order.
     pub async fn told(&self, id: &str) -> Vec<Entry> {
-        let stream = format!("{}_AGENTS", "SHOAL");
-        let messages = self.fleet.messages(&stream, &format!("shoal.agents.{id}.out")).await;
+        let stream = "SHOAL_AGENTS";
+        let messages = self.fleet.messages(stream, &format!("shoal.agents.{id}.out")).await;
         messages.iter().map(|message| serde_json::from_slice(&message.payload).expect("an entry")).collect()
     }
 
@@ -83,6 +96,12 @@ impl World {
     }
 }
 
+/// Waits until something holds.
+#[track_caller]
+pub fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) -> impl Future<Output = ()> {
+    eventually(what, async move || if holds().await { Ok(()) } else { Err("not yet".to_owned()) })
+}
+
 /// The turns of a model that mends the fault at once.
 pub fn mends() -> Value {
     json!([
@@ -93,9 +112,9 @@ pub fn mends() -> Value {
 
 /// What the job's last attempt says of itself.
 #[track_caller]
-pub fn report(record: &TaskRecord) -> &AgentReport {
+pub fn report(record: &TaskRecord) -> AgentReport {
     let last = record.attempts.last().expect("an attempt");
-    last.agent.as_deref().unwrap_or_else(|| panic!("no report in {record:#?}"))
+    last.agent.as_ref().and_then(WrittenReport::read).unwrap_or_else(|| panic!("no report in {record:#?}"))
 }
 
 /// The phases of a report.
@@ -109,7 +128,34 @@ pub fn succeeded(record: &TaskRecord) {
     assert_eq!(record.state, State::Succeeded, "{record:#?}");
 }
 
-fn merge(into: &mut Value, more: Value) {
+/// Waits until nobody has a workspace any more.
+async fn slots_are_free(world: &World) {
+    crate::support::eventually("every workspace is given back", async || {
+        let slots = world.fleet.messages("KV_shoal_slots", "$KV.shoal_slots.>").await;
+        match slots.iter().filter(|it| !it.payload.is_empty()).map(|it| it.subject.to_string()).collect::<Vec<_>>() {
+            held if held.is_empty() => Ok(()),
+            held => Err(format!("{held:?}")),
+        }
+    })
+    .await;
+}
+
+/// Everything below a folder that is no folder; links are not followed. What goes meanwhile is left out.
+fn files_below(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => folders.push(entry.path()),
+                _ => found.push(entry.path()),
+            }
+        }
+    }
+    found
+}
+
+pub fn merge(into: &mut Value, more: Value) {
     match (into, more) {
         (Value::Object(into), Value::Object(more)) => {
             for (name, value) in more {

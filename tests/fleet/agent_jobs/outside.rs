@@ -156,7 +156,10 @@ async fn registry_pool_and_store_hear_of_a_job() {
     let states: Vec<Value> = states.iter().map(Asked::json).collect();
     for state in &states {
         assert_eq!((state["start"].as_str(), state["attempt"].as_u64()), (Some(start.as_str()), Some(1)));
-        assert_eq!((state["queue"].as_str(), state["id"].as_str(), state["worker"].as_str()), (Some("default"), Some("t1"), Some("w")));
+        assert_eq!(
+            (state["queue"].as_str(), state["id"].as_str(), state["worker"].as_str()),
+            (Some("default"), Some("t1"), Some("w"))
+        );
     }
     let (end, running) = states.split_last().expect("states");
     assert!(!running.is_empty() && running.iter().all(|state| state["state"] == "running"), "{running:?}");
@@ -166,8 +169,10 @@ async fn registry_pool_and_store_hear_of_a_job() {
 
     let batches = registry.of("POST");
     assert!(batches.iter().all(|asked| asked.path == "/api/tasks/default.t1/events"), "{batches:?}");
-    let events: Vec<Value> = batches.iter().flat_map(|asked| asked.json()["events"].as_array().expect("events").clone()).collect();
-    let told: Vec<Value> = world.told("t1").await.iter().map(|entry| serde_json::to_value(entry).expect("JSON")).collect();
+    let events: Vec<Value> =
+        batches.iter().flat_map(|asked| asked.json()["events"].as_array().expect("events").clone()).collect();
+    let told: Vec<Value> =
+        world.told("t1").await.iter().map(|entry| serde_json::to_value(entry).expect("JSON")).collect();
     assert!(!told.is_empty());
     assert_eq!(events, told, "all of it, once, in order");
 
@@ -175,19 +180,27 @@ async fn registry_pool_and_store_hear_of_a_job() {
     let slots: Vec<(&str, &str)> = asked.iter().map(|asked| (asked.method.as_str(), asked.path.as_str())).collect();
     assert_eq!(slots, [("POST", "/api/slots"), ("DELETE", "/api/slots/slot%200")]);
     let wish = asked[0].json();
-    assert_eq!((wish["repository"].as_str(), wish["task"].as_str()), (Some(world.repo.url().as_str()), Some("default.t1")));
+    assert_eq!(
+        (wish["repository"].as_str(), wish["task"].as_str()),
+        (Some(world.repo.url().as_str()), Some("default.t1"))
+    );
 
     let puts = store.of("PUT");
     let paths: Vec<String> = puts.iter().map(|asked| asked.path.clone()).collect();
-    let kept: Vec<String> =
-        record.artifacts.iter().map(|artifact| format!("/api/artifacts/default/t1/{start}/{}", artifact.path)).collect();
+    let kept: Vec<String> = record
+        .artifacts
+        .iter()
+        .map(|artifact| format!("/api/artifacts/default/t1/{start}/{}", artifact.path))
+        .collect();
     assert_eq!(paths, kept);
     assert_eq!(kept.len(), 4, "patch, tests, log, transcript");
     for asked in &puts {
         let digest = base64::engine::general_purpose::STANDARD.encode(Sha256::digest(&asked.body));
         assert_eq!(asked.headers.get("content-digest"), Some(&format!("sha-256=:{digest}:")));
     }
-    for (path, days) in [("changes.patch", Some("30")), ("tests.log", Some("14")), ("job.log", None), ("transcript.jsonl", Some("30"))] {
+    for (path, days) in
+        [("changes.patch", Some("30")), ("tests.log", Some("14")), ("job.log", None), ("transcript.jsonl", Some("30"))]
+    {
         let put = puts.iter().find(|asked| asked.path.ends_with(path)).expect("it was put");
         assert_eq!(put.headers.get("shoal-retention-days").map(String::as_str), days, "{path}");
         assert_eq!(String::from_utf8_lossy(&put.body), world.artifact("t1", path).await, "{path}");
@@ -270,7 +283,10 @@ async fn a_full_pool_is_waited_for_and_its_slot_is_renewed_until_the_end() {
     let gate = folder.path().join("gate");
     let wait = format!("while [ ! -e {} ]; do sleep 0.05; done", gate.display());
     let mut turns = mends();
-    turns.as_array_mut().expect("turns").insert(0, json!({"calls": [{"name": "run_command", "arguments": {"command": wait}}]}));
+    turns
+        .as_array_mut()
+        .expect("turns")
+        .insert(0, json!({"calls": [{"name": "run_command", "arguments": {"command": wait}}]}));
     let world = World::of(turns).await;
     let pool = Rest::start(|asked, before| match (asked.method.as_str(), before) {
         (_, 0) => Some((409, "Retry-After: 0\r\n", Value::Null)),

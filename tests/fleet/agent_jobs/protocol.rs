@@ -65,7 +65,10 @@ async fn sessions(fleet: &Fleet, session: &str, many: usize) -> Vec<Agent> {
 async fn session(fleet: &Fleet, name: &str) -> Agent {
     let agent = sessions(fleet, name, 1).await.remove(0);
     let (info, metadata) = (&agent.info, &agent.info["metadata"]);
-    assert_eq!((info["name"].as_str(), info["type"].as_str()), (Some("agents"), Some("io.nats.micro.v1.info_response")));
+    assert_eq!(
+        (info["name"].as_str(), info["type"].as_str()),
+        (Some("agents"), Some("io.nats.micro.v1.info_response"))
+    );
     assert_eq!((metadata["agent"].as_str(), metadata["owner"].as_str()), (Some("shoal"), Some("shoal")));
     assert_eq!(metadata["protocol_version"], "0.3");
     for endpoint in [agent.endpoint("prompt"), agent.endpoint("status")] {
@@ -126,7 +129,8 @@ impl Replies {
                     return Chunk::Response { text: text.trim_end().to_owned(), data };
                 }
                 Some("query") => {
-                    let field = |name: &str| data[name].as_str().unwrap_or_else(|| panic!("no {name}: {data}")).to_owned();
+                    let field =
+                        |name: &str| data[name].as_str().unwrap_or_else(|| panic!("no {name}: {data}")).to_owned();
                     assert!(!field("id").is_empty());
                     return Chunk::Query { reply_subject: field("reply_subject"), prompt: field("prompt") };
                 }
@@ -210,8 +214,14 @@ async fn a_prompt_becomes_a_pushed_branch() {
     let status: Value = serde_json::from_slice(&status.payload).expect("JSON");
     for told in [&beat, &status] {
         assert_eq!(told["instance_id"], agent.info["id"]);
-        assert_eq!((told["agent"].as_str(), told["owner"].as_str(), told["session"].as_str()), (Some("shoal"), Some("shoal"), Some("default")));
-        assert!(told["interval_s"].as_u64() >= Some(1) && told["ts"].as_str().is_some_and(|ts| ts.ends_with('Z')), "{told}");
+        assert_eq!(
+            (told["agent"].as_str(), told["owner"].as_str(), told["session"].as_str()),
+            (Some("shoal"), Some("shoal"), Some("default"))
+        );
+        assert!(
+            told["interval_s"].as_u64() >= Some(1) && told["ts"].as_str().is_some_and(|ts| ts.ends_with('Z')),
+            "{told}"
+        );
     }
 
     let _worker = world.worker("w").await;
@@ -225,7 +235,11 @@ async fn a_prompt_becomes_a_pushed_branch() {
     assert_eq!(world.repo.branches(), [branch.as_str()]);
     assert_eq!(world.repo.file(&branch, "add.sh").as_deref(), Some(RIGHT));
     let commit = world.repo.tip(&branch).expect("a commit");
-    let lines = [format!("branch {branch}"), format!("commit {commit}"), "tests: 1 passed, 0 failed, 0 skipped (sh test.sh)".to_owned()];
+    let lines = [
+        format!("branch {branch}"),
+        format!("commit {commit}"),
+        "tests: 1 passed, 0 failed, 0 skipped (sh test.sh)".to_owned(),
+    ];
     assert_eq!(last, lines.join("\n"));
     let task = &data["task"];
     assert_eq!((task["id"].as_str(), task["state"].as_str()), (Some(id.as_str()), Some("succeeded")));
@@ -286,7 +300,10 @@ async fn a_job_that_fails_says_why_at_the_end() {
     let texts = agent.prompt(&world.fleet, "Mend it").await.to_the_end().await;
     let (last, data) = texts.last().expect("a result");
     assert!(last.starts_with("failed: tests_failed: "), "{last}");
-    assert_eq!((data["task"]["state"].as_str(), data["task"]["error"]["code"].as_str()), (Some("failed"), Some("tests_failed")));
+    assert_eq!(
+        (data["task"]["state"].as_str(), data["task"]["error"]["code"].as_str()),
+        (Some("failed"), Some("tests_failed"))
+    );
 }
 
 #[tokio::test]
@@ -303,14 +320,21 @@ async fn a_running_job_is_found_and_spoken_to() {
     let _worker = world.worker("w").await;
     world.fleet.publish("default.t1", &world.job(json!({}))).await;
     let agent = session(&world.fleet, "task-t1").await;
-    assert_eq!((&agent.info["metadata"]["role"], &agent.info["metadata"]["queue"]), (&json!("session"), &json!("default")));
-    for (bad, code) in [("", 400), ("{}", 400), (r#"{"prompt":"a","attachments":[{"filename":"a","content":"aGk="}]}"#, 400)] {
+    assert_eq!(
+        (&agent.info["metadata"]["role"], &agent.info["metadata"]["queue"]),
+        (&json!("session"), &json!("default"))
+    );
+    for (bad, code) in
+        [("", 400), ("{}", 400), (r#"{"prompt":"a","attachments":[{"filename":"a","content":"aGk="}]}"#, 400)]
+    {
         assert_eq!(agent.prompt(&world.fleet, bad).await.error().await.0, code, "{bad}");
     }
     let replies = agent.prompt(&world.fleet, "Use a plus, please").await;
     eventually("it is said to the job", async || {
         let told = world.told("t1").await;
-        let said = told.iter().any(|entry| matches!(&entry.event, schemas::transcript::Event::Said { text } if text == "Use a plus, please"));
+        let said = told.iter().any(
+            |entry| matches!(&entry.event, schemas::transcript::Event::Said { text } if text == "Use a plus, please"),
+        );
         if said { Ok(()) } else { Err(format!("{told:?}")) }
     })
     .await;
@@ -328,7 +352,8 @@ async fn who_still_listens_hears_the_end_of_a_running_job() {
     let _worker = world.worker("w").await;
     let gate = world.fleet.folder().join("gate");
     // A program that hears nothing.
-    let script = format!("while [ ! -e {} ]; do sleep 0.05; done; printf 'echo $(($1 + $2))\\n' > add.sh", gate.display());
+    let script =
+        format!("while [ ! -e {} ]; do sleep 0.05; done; printf 'echo $(($1 + $2))\\n' > add.sh", gate.display());
     let job = world.job(json!({"implementer": {"kind": "command", "command": ["sh", "-c", script]}}));
     world.fleet.publish("default.t2", &job).await;
     let agent = session(&world.fleet, "task-t2").await;

@@ -21,7 +21,7 @@ async fn a_task_becomes_a_tested_branch() {
     assert_eq!(message.trim(), "feat(task-t1): Add, do not subtract");
 
     let report = report(&record);
-    assert_eq!(phases(report), JobPhase::ALL.to_vec());
+    assert_eq!(phases(&report), JobPhase::ALL.to_vec());
     assert!(report.phases.iter().all(|phase| phase.ended.is_some_and(|ended| ended >= phase.began)), "{report:#?}");
     assert_eq!(report.commit, world.repo.tip(branch));
     assert_eq!(report.base_commit, world.repo.tip("main"));
@@ -44,7 +44,10 @@ async fn a_task_becomes_a_tested_branch() {
     let kept: Vec<(&str, Option<&str>)> =
         record.artifacts.iter().map(|it| (it.path.as_str(), it.bucket.as_deref())).collect();
     let (month, fortnight) = (Some("shoal_artifacts_30d"), Some("shoal_artifacts_14d"));
-    assert_eq!(kept, [("changes.patch", month), ("tests.log", fortnight), ("job.log", None), ("transcript.jsonl", month)]);
+    assert_eq!(
+        kept,
+        [("tests.json", fortnight), ("changes.patch", month), ("job.log", None), ("transcript.jsonl", month)]
+    );
 }
 
 #[tokio::test]
@@ -75,7 +78,7 @@ async fn tests_that_go_on_failing_keep_the_branch_away() {
     assert_eq!(error.code, Code::TestsFailed);
     assert!(error.message.contains("not ok 1 - adds"), "{error:?}");
     assert_eq!(world.repo.branches(), Vec::<String>::new());
-    let tests = report(&record).tests.as_ref().expect("a result");
+    let tests = report(&record).tests.expect("a result");
     assert_eq!((tests.exit_code, tests.counts.map(|counts| counts.failed)), (Some(1), Some(1)));
     assert_eq!(tests.failed, ["adds"]);
 }

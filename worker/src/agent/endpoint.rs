@@ -63,10 +63,7 @@ async fn once(client: &Client, names: &Names, key: &TaskKey, line: &JobLine) -> 
         .start(SERVICE, env!("CARGO_PKG_VERSION"))
         .await?;
     let limit = format!("{}KB", client.max_payload() >> 10);
-    let prompt = HashMap::from([
-        ("max_payload".to_owned(), limit),
-        ("attachments_ok".to_owned(), "false".to_owned()),
-    ]);
+    let prompt = HashMap::from([("max_payload".to_owned(), limit), ("attachments_ok".to_owned(), "false".to_owned())]);
     let (prompts, statuses) = (names.nats_agent_subject("prompt", &token), names.nats_agent_subject("status", &token));
     let mut prompts =
         service.endpoint_builder().name("prompt").queue_group(SERVICE).metadata(prompt).add(prompts).await?;
@@ -143,8 +140,12 @@ impl Caller {
     async fn stream(&self, text: &str) -> Result<(), async_nats::Error> {
         let mut told = self.line.listen();
         self.send(chunk::ack()).await?;
-        let message =
-            Message { text: text.to_owned(), answers: None, queue: Some(self.key.queue.clone()), more: More::default() };
+        let message = Message {
+            text: text.to_owned(),
+            answers: None,
+            queue: Some(self.key.queue.clone()),
+            more: More::default(),
+        };
         self.line.hear(message);
         let mut asked = JoinSet::new();
         let mut sign = tokio::time::interval(BEAT);

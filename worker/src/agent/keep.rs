@@ -66,7 +66,11 @@ pub async fn put(
 }
 
 /// The newest kept work of these starts, the newest of which is last. What cannot be read counts as none, with a reason.
-pub async fn find(worker: &Worker, key: &TaskKey, starts: &[StartId]) -> Result<Option<(StartId, Kept, Vec<u8>)>, String> {
+pub async fn find(
+    worker: &Worker,
+    key: &TaskKey,
+    starts: &[StartId],
+) -> Result<Option<(StartId, Kept, Vec<u8>)>, String> {
     for start in starts.iter().rev() {
         let name = worker.config.names.artifact_name(key, start, NAME);
         match tokio::time::timeout(PATIENCE, read(worker, &name)).await {

@@ -8,12 +8,17 @@
 //!                 +- line                          `shoal.agents.<id>.out` and `.in`; the agent protocol (endpoint)
 //! ```
 
+mod attempt;
 mod endpoint;
+mod implementing;
 mod keep;
-mod ledger;
+mod keeper;
 mod lease;
+mod ledger;
 mod line;
 mod outside;
+mod plan;
+mod push;
 pub mod run;
 pub mod settings;
 mod shell;
@@ -143,4 +148,3 @@ fn author(text: &str) -> agents::git::Author {
     let (name, mail) = text.rsplit_once('<').unwrap_or((text, "shoal@localhost"));
     agents::git::Author { name: name.trim().to_owned(), email: mail.trim_end_matches('>').trim().to_owned() }
 }
-

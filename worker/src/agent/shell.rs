@@ -87,7 +87,8 @@ pub struct Surroundings<'a> {
 impl JobShell {
     /// In these surroundings.
     pub fn new(surroundings: Surroundings<'_>) -> Self {
-        let Surroundings { runtime, wish, key, attempt, slot, objects, env, limits, alive_until, log, mask } = surroundings;
+        let Surroundings { runtime, wish, key, attempt, slot, objects, env, limits, alive_until, log, mask } =
+            surroundings;
         let (seen, container, binds) = match wish {
             JobRuntime::Process => (slot.clone(), None, Vec::new()),
             JobRuntime::Docker(wish) => {
@@ -194,9 +195,9 @@ impl agents::Shell for JobShell {
             let path = self.inner.aside.join(&name);
             let made = nix::unistd::mkfifo(&path, nix::sys::stat::Mode::from_bits_truncate(0o600));
             // The slot is nobody else's; a container may have a user of its own.
-            let made = made.map_err(std::io::Error::from).and_then(|()| {
-                std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o666))
-            });
+            let made = made
+                .map_err(std::io::Error::from)
+                .and_then(|()| std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o666)));
             let failed = |what: &str, error: &dyn std::fmt::Display| {
                 ShellError::NotStarted(TaskError::new(Code::StartFailed, format!("{what}: {error}")))
             };

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use schemas::record::{TaskRecord, Waiting};
+use schemas::transcript::WrittenReport;
 use schemas::{Code, State, TaskError, TaskKey, Timestamp};
 
 use crate::attempt::fence::{Ahead, Fence, Written};
@@ -43,7 +44,7 @@ impl Runner<'_> {
             // Of a call both are the same moment, and a no-op's record is to be small.
             attempt.phases.pulled = done.exit.as_ref().map(|_| pulled);
             attempt.usage = usage;
-            attempt.agent = done.agent;
+            attempt.agent = done.agent.as_deref().map(WrittenReport::new);
             if let Some(exit) = &done.exit {
                 attempt.exit_code = exit.code;
                 attempt.signal = exit.signal;

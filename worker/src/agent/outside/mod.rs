@@ -118,9 +118,10 @@ async fn put_one(store: &Rest, worker: &Worker, work: &Work, artifact: &Artifact
     let path = ["artifacts", queue, id, artifact.start.as_str()].into_iter().chain(artifact.path.split('/'));
     let path: Vec<&str> = path.collect();
     let digest = artifact.digest.strip_prefix("SHA-256=").and_then(|text| URL_SAFE.decode(text).ok());
-    let days = artifact.bucket.as_deref().and_then(|bucket| {
-        [14, 30].into_iter().find(|days| names.kept_bucket(*days) == bucket)
-    });
+    let days = artifact
+        .bucket
+        .as_deref()
+        .and_then(|bucket| [14, 30].into_iter().find(|days| names.kept_bucket(*days) == bucket));
     let retry = Retry { tries: 3, first: Duration::from_millis(300), ..Retry::default() };
     let mut tried = 0;
     loop {
@@ -166,7 +167,9 @@ pub fn end_of(worker: &Worker, work: &Work, done: &Done) -> Value {
         told["error"] = json!(error);
     }
     if let Some(report) = &done.agent {
-        for (name, text) in [("branch", &report.branch), ("base_commit", &report.base_commit), ("commit", &report.commit)] {
+        for (name, text) in
+            [("branch", &report.branch), ("base_commit", &report.base_commit), ("commit", &report.commit)]
+        {
             if let Some(text) = text {
                 told[name] = json!(text);
             }

@@ -105,7 +105,9 @@ impl super::Services {
             Ok(_) => None,
             // It ran out, or was given back already.
             Err(failure) if matches!(failure.status(), Some(StatusCode::NOT_FOUND | StatusCode::GONE)) => None,
-            Err(failure) => Some(format!("the slot `{}` is not given back, and runs out by itself: {failure}", slot.id)),
+            Err(failure) => {
+                Some(format!("the slot `{}` is not given back, and runs out by itself: {failure}", slot.id))
+            }
         }
     }
 }

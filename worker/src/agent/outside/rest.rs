@@ -53,7 +53,8 @@ impl Rest {
     /// Checks its address; asks nothing.
     pub fn open(name: &'static str, service: &OutsideService) -> Result<Self, String> {
         // Not repeated: what stands there may be a password.
-        let wrong = || format!("the URL of the {name} must be http or https, without user, password, query and fragment");
+        let wrong =
+            || format!("the URL of the {name} must be http or https, without user, password, query and fragment");
         let url = Url::parse(&service.url).map_err(|_| wrong())?;
         let plain = url.username().is_empty() && url.password().is_none();
         let plain = plain && url.query().is_none() && url.fragment().is_none();

@@ -1,0 +1,119 @@
+//! A cancel in each phase leaves no process, no lock of a workspace and no stray branch.
+
+use schemas::State;
+use schemas::transcript::{Event, JobPhase};
+use serde_json::json;
+
+use super::scripted::Scripted;
+use super::{World, mends, until};
+use crate::support::repo::RIGHT;
+
+const KEY: &str = "default.t";
+
+/// Cancels once the job has begun this phase, and looks at what is left.
+async fn cancelled_in(world: &World, phase: JobPhase) {
+    let began = async || world.told("t").await.iter().any(|entry| entry.event == Event::PhaseBegan { phase });
+    until("the phase has begun", began).await;
+    world.fleet.shoal(&["cancel", "t"]).await.ok();
+    let record = world.fleet.ended(KEY).await;
+    assert_eq!(record.state, State::Cancelled, "{phase}: {record:#?}");
+    assert_eq!(world.repo.branches(), Vec::<String>::new(), "{phase}");
+    let folder = world.fleet.folder().display().to_string();
+    let nothing_runs = async || {
+        let all = std::process::Command::new("ps").args(["-eo", "args"]).output().expect("ps runs");
+        let all = String::from_utf8_lossy(&all.stdout).into_owned();
+        !all.lines().any(|line| line.contains("sleep 98765") || (line.starts_with("git ") && line.contains(&folder)))
+    };
+    until("no process is left", nothing_runs).await;
+    let free = async || {
+        world.fleet.messages("KV_shoal_slots", "$KV.shoal_slots.>").await.iter().all(|it| it.payload.is_empty())
+    };
+    until("the workspace is given back", free).await;
+    // The workspace works for the next one.
+    let again = world.fleet.run("default.again", &world.job(json!({"title": "Once more"}))).await;
+    assert_ne!(again.state, State::Cancelled);
+    assert!(super::report(&again).phases.len() >= 5, "{again:#?}");
+}
+
+fn hang(phase: &str) -> String {
+    format!("# {phase}\nsleep 98765")
+}
+
+#[tokio::test]
+async fn a_cancel_while_fetching_leaves_nothing() {
+    // A remote that never answers: the fetch hangs in ssh.
+    let world = World::of(mends()).await;
+    let ssh = world.fleet.folder().join("ssh");
+    std::fs::write(&ssh, "#!/bin/sh\nexec sleep 98765\n").unwrap();
+    std::fs::set_permissions(&ssh, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let allowed = format!("{}/**,ssh://**", world.fleet.folder().display());
+    let _worker = world
+        .builder("w")
+        .env("SHOAL_ALLOWED_REPOSITORIES", &allowed)
+        .env("SHOAL_GIT_SSH_COMMAND", &ssh.display().to_string())
+        .start()
+        .await;
+    world.fleet.publish(KEY, &world.job(json!({"repository": "ssh://git@127.0.0.1:1/a.git"}))).await;
+    cancelled_in(&world, JobPhase::Fetch).await;
+}
+
+#[tokio::test]
+async fn a_cancel_while_the_model_answers_leaves_nothing() {
+    let world = World::with(Scripted::conversations(json!([
+        {"match": "Once more", "turns": [{"repeat": {"say": "Done."}}]},
+        {"match": "", "turns": [{"hang": true}]},
+    ])))
+    .await;
+    let _worker = world.worker("w").await;
+    world.fleet.publish(KEY, &world.job(json!({}))).await;
+    until("the model was asked", async || !world.model.requests().is_empty()).await;
+    cancelled_in(&world, JobPhase::Implement).await;
+}
+
+#[tokio::test]
+async fn a_cancel_while_a_command_of_the_model_runs_leaves_nothing() {
+    let world = World::of(json!([
+        {"calls": [{"name": "run_command", "arguments": {"command": "sleep 98765 & sleep 98765"}}]},
+        {"repeat": {"say": "Done."}},
+    ]))
+    .await;
+    let _worker = world.worker("w").await;
+    world.fleet.publish(KEY, &world.job(json!({}))).await;
+    let called = async || world.told("t").await.iter().any(|entry| matches!(entry.event, Event::ToolCall { .. }));
+    until("the command runs", called).await;
+    cancelled_in(&world, JobPhase::Implement).await;
+}
+
+#[tokio::test]
+async fn a_cancel_while_the_tests_run_leaves_nothing() {
+    let world = World::of(json!([
+        {"calls": [{"name": "write_file", "arguments": {"path": "add.sh", "content": RIGHT}}]},
+        {"repeat": {"say": "Done."}},
+    ]))
+    .await;
+    let _worker = world.worker("w").await;
+    let playbook = json!({"name": "slow", "steps": [{"name": "test", "kind": "test", "command": hang("tests")}]});
+    world.fleet.publish(KEY, &world.job(json!({"playbook": {"kind": "inline", "playbook": playbook}}))).await;
+    cancelled_in(&world, JobPhase::Test).await;
+}
+
+#[tokio::test]
+async fn a_cancel_while_it_pushes_takes_the_branch_back() {
+    let world = World::of(json!([
+        {"calls": [{"name": "write_file", "arguments": {"path": "add.sh", "content": RIGHT}}]},
+        {"repeat": {"say": "Done."}},
+    ]))
+    .await;
+    // The branch is there, and the one who pushes is not told: the remote is slow to say so.
+    let reached = world.fleet.folder().join("reached");
+    world.repo.hook("post-receive", &format!("[ -e {0} ] || {{ touch {0}; sleep 98765; }}", reached.display()));
+    let _worker = world.worker("w").await;
+    world.fleet.publish(KEY, &world.job(json!({}))).await;
+    until("the branch is at the remote", async || reached.exists()).await;
+    assert_eq!(world.repo.branches().len(), 1);
+    world.fleet.shoal(&["cancel", "t"]).await.ok();
+    let record = world.fleet.ended(KEY).await;
+    assert_eq!(record.state, State::Cancelled, "{record:#?}");
+    until("the branch is gone", async || world.repo.branches().is_empty()).await;
+    let _ = std::process::Command::new("pkill").args(["-f", "sleep 98765"]).status();
+}
