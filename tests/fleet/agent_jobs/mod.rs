@@ -6,9 +6,11 @@ mod examples;
 mod host;
 mod hostile;
 mod many;
+mod outside;
 mod people;
 mod playbooks;
 mod programs;
+mod protocol;
 #[cfg(feature = "fail-points")]
 mod resume;
 mod run;
