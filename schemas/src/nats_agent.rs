@@ -1,13 +1,13 @@
 //! The NATS agent protocol, v0.3 (draft), as we speak it: `agents.<verb>.<agent>.<owner>.<name>`.
 //!
 //! Ours: the agent token is `shoal`, the owner is the fleet's prefix, the name is that of a queue (its front door) or
-//! `task-<id>` of a running job.
+//! `task-<queue>-<id>` of a running job.
 
 use base64::Engine;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::ids::{QueueName, TaskId};
+use crate::ids::{QueueName, TaskKey};
 use crate::names::Names;
 use crate::time::Timestamp;
 
@@ -28,8 +28,8 @@ pub fn queue_token(queue: &QueueName) -> String {
 }
 
 /// A running job.
-pub fn task_token(id: &TaskId) -> String {
-    token(&format!("task-{id}"))
+pub fn task_token(key: &TaskKey) -> String {
+    token(&format!("task-{}-{}", key.queue, key.id))
 }
 
 /// A name as a token: what is too long keeps its beginning, and gets a mark of the whole.
@@ -220,13 +220,14 @@ mod tests {
 
     #[test]
     fn tokens_stay_within_their_bound_and_apart() {
-        let long = |end: &str| TaskId::new(format!("{}{end}", "x".repeat(100))).unwrap();
+        let key = |key: &str| key.parse::<TaskKey>().unwrap();
+        let long = |end: &str| key(&format!("q.{}{end}", "x".repeat(100)));
         let (one, other) = (task_token(&long("1")), task_token(&long("2")));
         assert!(one.len() <= 63 && one != other, "{one} {other}");
         let names = Names::default();
         assert_eq!(
-            names.nats_agent_subject("prompt", &task_token(&TaskId::new("t1").unwrap())),
-            "agents.prompt.shoal.shoal.task-t1"
+            names.nats_agent_subject("prompt", &task_token(&key("default.t1"))),
+            "agents.prompt.shoal.shoal.task-default-t1"
         );
     }
 }

@@ -30,6 +30,9 @@ pub struct AgentJobs {
     /// File with the token for https remotes [default: GIT_TOKEN]
     #[arg(long, env = "SHOAL_GIT_TOKEN_FILE", value_name = "PATH")]
     pub git_token_file: Option<PathBuf>,
+    /// Hosts that are given the token, as github.com or git.local:8443 [default: those of --allowed-repositories, else none]
+    #[arg(long, env = "SHOAL_GIT_TOKEN_HOSTS", value_delimiter = ',', value_name = "HOST,…")]
+    pub git_token_hosts: Option<Vec<String>>,
     /// How ssh remotes are spoken to [default: ssh, without questions]
     #[arg(long, env = "SHOAL_GIT_SSH_COMMAND", value_name = "COMMAND")]
     pub git_ssh_command: Option<String>,
@@ -175,6 +178,7 @@ impl AgentJobs {
             git: GitSettings {
                 user: self.git_user.clone(),
                 token: secret("git-token-file", &self.git_token_file, "GIT_TOKEN")?,
+                token_hosts: self.git_token_hosts.as_deref().map(words),
                 ssh_command: self.git_ssh_command.clone().filter(|command| !command.is_empty()),
                 author: self.git_author.clone(),
             },

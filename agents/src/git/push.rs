@@ -26,7 +26,7 @@ pub struct Order {
     pub branch: String,
     /// Where that branch was at the remote when the job began, if it was there.
     pub began: Option<Commit>,
-    /// Subjects of this job's commits begin so: `feat(task-t1): `.
+    /// A line that every commit of this job has in its message, and no other's: `Shoal-Task: default.t1`.
     pub mark: String,
     /// Whoever makes the rebased commit.
     pub author: Author,
@@ -95,13 +95,14 @@ impl Repo {
         }
         let parent = self.resolve(&format!("{}^", order.commit)).await?;
         let mut args: Vec<String> =
-            ["log", "--max-count=100", "-z", "--format=%s", tip.as_str(), "--not", base.as_str()]
+            ["log", "--max-count=100", "-z", "--format=%B", tip.as_str(), "--not", base.as_str()]
                 .map(str::to_owned)
                 .to_vec();
         args.extend(parent.map(|parent| parent.to_string()));
         let output = self.call().args(args).ok().await?;
-        let mut subjects = output.pieces().peekable();
-        Ok(subjects.peek().is_some() && subjects.all(|subject| subject.starts_with(order.mark.as_bytes())))
+        let mut messages = output.pieces().peekable();
+        let is_marked = |message: &[u8]| message.split(|byte| *byte == b'\n').any(|line| line == order.mark.as_bytes());
+        Ok(messages.peek().is_some() && messages.all(is_marked))
     }
 
     /// Deletes one reference of the remote's, if it is still at this commit.

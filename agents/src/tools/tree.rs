@@ -73,9 +73,9 @@ pub struct Named {
 }
 
 impl Tree {
-    /// Opens a workspace. `root` itself is trusted.
+    /// Opens a workspace. The way to `root` is trusted; `root` itself may not be a link.
     pub fn open(root: &Path) -> Result<Self, TreeError> {
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
         let root = nix::fcntl::open(root, flags, Mode::empty())
             .map_err(|errno| TreeError::System(root.display().to_string(), errno))?;
         Ok(Self { root, beneath: AtomicBool::new(true) })

@@ -274,6 +274,14 @@ impl Slot {
     /// Pushes one commit to the job's own branch, or says what it has become on what the remote has now. Looks at the
     /// remote first; see [`Order`].
     pub async fn push(&mut self, order: &Order) -> Result<Pushed, WorkspaceError> {
+        match self.look(order).await? {
+            Some(pushed) => Ok(pushed),
+            None => self.send(order).await.map(|()| Pushed::Done),
+        }
+    }
+
+    /// The first half of a push: looks at the remote. `None`: the commit may be sent.
+    pub async fn look(&mut self, order: &Order) -> Result<Option<Pushed>, WorkspaceError> {
         check_branch(&order.branch, &order.base, &self.inner().settings.prefixes)?;
         let base = (order.base != "HEAD").then(|| order.base.clone());
         let want = Want { base, branch: Some(order.branch.clone()), kept: None };
@@ -282,11 +290,13 @@ impl Slot {
             other => other,
         })?;
         check_branch(&order.branch, &there.base_name, &self.inner().settings.prefixes)?;
-        if let Some(pushed) = self.repo.decide(order, &there.base, there.branch.as_ref()).await? {
-            return Ok(pushed);
-        }
-        self.repo.push(Some(&order.commit), &format!("refs/heads/{}", order.branch)).await?;
-        Ok(Pushed::Done)
+        Ok(self.repo.decide(order, &there.base, there.branch.as_ref()).await?)
+    }
+
+    /// The second half: sends the commit. What has changed at the remote since the look, the remote itself finds out.
+    pub async fn send(&self, order: &Order) -> Result<(), WorkspaceError> {
+        check_branch(&order.branch, &order.base, &self.inner().settings.prefixes)?;
+        Ok(self.repo.push(Some(&order.commit), &format!("refs/heads/{}", order.branch)).await?)
     }
 
     /// Takes a branch back that this job has just made, or was making: it goes from the remote if it is at `commit`.

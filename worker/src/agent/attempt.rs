@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use agents::git::{Commit, Login, Order, Pushed};
-use agents::retry::{Retry, retried};
+use agents::retry::{Again, Retry, retried};
 use agents::secret::{Mask, Secret};
 use agents::workspace::{Fetched, Kept as KeptWork, Remote, Slot, Want, WorkspaceError};
 use agents::{Line, Progress, prompt};
@@ -60,10 +60,23 @@ pub(super) struct Known {
     /// A push of ours is under way: what it pushes, and whether the branch was not there before.
     pub(super) pushing: Option<(String, bool)>,
     pub(super) artifacts: Vec<Artifact>,
+    /// Somebody implements, and the time was last counted then.
+    pub(super) working: Option<Instant>,
     /// Of the pool outside, where there is one.
     pub(super) pooled: Option<PoolSlot>,
     pub(super) result: Option<schemas::record::TaskResult>,
     pub(super) warnings: Vec<String>,
+}
+
+/// Work of an earlier attempt that this one goes on from.
+struct Resumed {
+    /// Of which start.
+    start: StartId,
+    progress: Progress,
+    /// It was done and tested, and only failed later: it is tested again, and nobody works on it unless that fails.
+    implemented: bool,
+    /// Time spent on implementing by then.
+    worked_ms: u64,
 }
 
 /// A step of the run that failed.
@@ -104,7 +117,11 @@ impl Attempt<'_> {
             }
         };
         let end = match &ended {
-            Ok(Ok(())) => End::Succeeded,
+            Ok(Ok(())) => {
+                // It is done, and told so outside: from here on no cancel and no deadline makes it something else.
+                self.work.exited.store(true, std::sync::atomic::Ordering::Release);
+                End::Succeeded
+            }
             Ok(Err(error)) => {
                 self.ledger.failed(error);
                 End::failed(self.masked(error))
@@ -175,7 +192,12 @@ impl Attempt<'_> {
     pub(super) fn remote(&self) -> Remote {
         let git = &self.worker.config.agents.git;
         let login = |token: &Arc<Secret>| Login { user: git.user.clone(), token: token.clone() };
-        Remote { url: self.job.repository.clone(), login: git.token.as_ref().map(login), mask: self.mask.clone() }
+        let token = self.worker.config.agents.token_for(&self.job.repository);
+        if token.is_none() && git.token.is_some() && self.job.repository.starts_with("http") {
+            let text = "the git token is not given to this host: neither `git-token-hosts` nor `allowed-repositories` names it";
+            self.line.tell(Event::Note { text: text.to_owned() });
+        }
+        Remote { url: self.job.repository.clone(), login: token.map(login), mask: self.mask.clone() }
     }
 
     /// Again what may pass, told on the line.
@@ -193,7 +215,7 @@ impl Attempt<'_> {
         let branch = job.branch_of(&work.key.id);
         worker.config.agents.check(job, &branch)?;
         let mut implementer = self.implementer_settings()?;
-        let earlier = self.earlier().await;
+        let earlier = self.earlier().await?;
 
         self.ledger.begin(JobPhase::Slot);
         let pooled =
@@ -242,7 +264,7 @@ impl Attempt<'_> {
         let want = Want {
             base: job.base.clone(),
             branch: (job.push == PushPolicy::Branch).then(|| branch.to_owned()),
-            kept: job.keep.remote.then(|| work.key.id.to_string()),
+            kept: job.keep.remote.then(|| self.kept_name()),
         };
         let fetched = self.fetch(slot, &want).await?;
         fail::point("agent_fetched");
@@ -262,21 +284,23 @@ impl Attempt<'_> {
         if base != fetched.base {
             slot.stand(&base, branch, &fetched.base_name).await.map_err(|error| error.to_task_error())?;
         }
-        let resumed = self.resume(slot, &fetched, earlier).await;
+        let resumed = self.resume(slot, &fetched, earlier).await?;
+        let mut skip = resumed.as_ref().is_some_and(|resumed| resumed.implemented);
         {
             let mut known = self.known();
             known.report.base_commit = Some(base.to_string());
             known.report.branch = Some(branch.to_owned());
-            known.report.resumed_from = resumed.as_ref().map(|(start, _)| start.clone());
+            known.report.resumed_from = resumed.as_ref().map(|resumed| resumed.start.clone());
             known.kept.base = base.to_string();
-            known.kept.progress = resumed.as_ref().map(|(_, progress)| progress.clone()).unwrap_or_default();
+            known.kept.worked_ms = resumed.as_ref().map_or(0, |resumed| resumed.worked_ms);
+            known.kept.progress = resumed.as_ref().map(|resumed| resumed.progress.clone()).unwrap_or_default();
         }
 
         self.ledger.begin(JobPhase::Branch);
         let opened = self.open_shell(slot)?;
         let opened: &JobShell = shell.insert(opened);
         let used_before = self.known().kept.progress.used;
-        let mut who = implementer.build(self, resumed.map(|(_, progress)| progress))?;
+        let mut who = implementer.build(self, resumed.map(|resumed| resumed.progress))?;
         let told = {
             let before = match &job.implementer {
                 // A model is told by its own loop.
@@ -286,7 +310,6 @@ impl Attempt<'_> {
             prompt::prompt(job, &work.key.id, plan.test.as_deref(), before.as_deref())
         };
         fail::point("agent_ready");
-        let mut skip = false;
         let mut moves = 0;
         let mut at = base;
         loop {
@@ -348,6 +371,12 @@ impl Attempt<'_> {
                     self.known().report.pushed = true;
                     break;
                 }
+                // Another start of this job was faster, and all of ours is in it.
+                Pushed::Moved { commit, onto } if commit == onto => {
+                    let mut known = self.known();
+                    (known.report.commit, known.report.pushed) = (Some(onto.to_string()), true);
+                    break;
+                }
                 Pushed::Moved { commit, onto } => {
                     moves += 1;
                     if moves > MOVES {
@@ -357,6 +386,8 @@ impl Attempt<'_> {
                     self.ledger.begin(JobPhase::Rebase);
                     self.line
                         .tell(Event::Note { text: format!("the remote moved from {at} to {onto}; testing again") });
+                    // Until the work is there again, what is in the tree is not to be kept over what was.
+                    self.known().kept.base.clear();
                     slot.stand(&onto, branch, &fetched.base_name).await.map_err(|error| error.to_task_error())?;
                     slot.resume(&KeptWork::Commit(commit)).await.map_err(|error| error.to_task_error())?;
                     self.known().report.base_commit = Some(onto.to_string());
@@ -367,7 +398,7 @@ impl Attempt<'_> {
         }
         self.ledger.begin(JobPhase::Report);
         if job.keep.remote
-            && let Err(error) = slot.forget(work.key.id.as_str(), true).await
+            && let Err(error) = slot.forget(&self.kept_name(), true).await
         {
             self.warn(format!("the kept work at the remote is not removed: {error}"));
         }
@@ -395,15 +426,18 @@ impl Attempt<'_> {
         }
     }
 
-    /// What an earlier attempt kept.
-    pub(super) async fn earlier(&self) -> Option<(StartId, Kept, Vec<u8>)> {
-        match keep::find(self.worker, &self.work.key, &self.work.earlier).await {
-            Ok(found) => found,
-            Err(why) => {
-                self.warn(format!("the work of an earlier attempt cannot be read: {why}"));
-                None
-            }
-        }
+    /// What an earlier attempt kept. What cannot be read now may be read later: nothing is begun anew for that.
+    pub(super) async fn earlier(&self) -> Result<Option<(StartId, Kept, Vec<u8>)>, Failed> {
+        let find = || keep::find(self.worker, &self.work.key, &self.work.earlier);
+        let again = |_: &String| Again::Soon;
+        retried(&self.retry(), "kept work", again, |event| self.ledger.tell(event), find).await.map_err(|why| {
+            TaskError::new(Code::ArtifactFailed, format!("the work of an earlier attempt cannot be read: {why}"))
+        })
+    }
+
+    /// Under which name its work is kept at the remote: an id may be in several queues.
+    pub(super) fn kept_name(&self) -> String {
+        self.work.key.to_string()
     }
 
     /// An earlier attempt pushed, and died before it could say so.
@@ -426,22 +460,28 @@ impl Attempt<'_> {
 
     /// Brings the work of an earlier attempt into the workspace. What does not fit is told, and the job begins anew: what
     /// was used counts all the same.
-    pub(super) async fn resume(
+    async fn resume(
         &self,
         slot: &mut Slot,
         fetched: &Fetched,
         earlier: Option<(StartId, Kept, Vec<u8>)>,
-    ) -> Option<(StartId, Progress)> {
-        let (start, kept, patch) = earlier?;
-        let used = Progress { used: kept.progress.used, summary: String::new() };
+    ) -> Result<Option<Resumed>, Failed> {
+        let Some((start, kept, patch)) = earlier else { return Ok(None) };
+        let anew = Resumed {
+            start: start.clone(),
+            progress: Progress { used: kept.progress.used, summary: String::new() },
+            implemented: false,
+            worked_ms: kept.worked_ms,
+        };
         let work = match (Commit::parse(&kept.base), &fetched.kept) {
-            _ if patch.is_empty() => return Some((start, kept.progress)),
-            (Some(base), _) => KeptWork::Patch { base, patch },
-            (None, Some(commit)) => KeptWork::Commit(commit.clone()),
-            (None, None) => return Some((start, used)),
+            (Some(base), _) if !patch.is_empty() => KeptWork::Patch { base, patch },
+            (_, Some(commit)) => KeptWork::Commit(commit.clone()),
+            // Nothing was changed yet; what was looked at is worth telling.
+            (Some(_), None) => return Ok(Some(Resumed { progress: kept.progress, ..anew })),
+            (None, None) => return Ok(Some(anew)),
         };
         let mut brought = slot.resume(&work).await;
-        if let (Err(_), Some(commit)) = (&brought, &fetched.kept) {
+        if let (Err(_), KeptWork::Patch { .. }, Some(commit)) = (&brought, &work, &fetched.kept) {
             brought = slot.resume(&KeptWork::Commit(commit.clone())).await;
         }
         match brought {
@@ -450,11 +490,12 @@ impl Attempt<'_> {
                 if let Some(failed) = &kept.failed {
                     progress.summary.push_str(&format!("\nThat attempt ended so: {failed}\n"));
                 }
-                Some((start, progress))
+                Ok(Some(Resumed { progress, implemented: kept.implemented, ..anew }))
             }
+            Err(error) if error.retryable() => Err(error.to_task_error()),
             Err(error) => {
                 self.warn(format!("the work of an earlier attempt does not fit, so this one begins anew: {error}"));
-                Some((start, used))
+                Ok(Some(anew))
             }
         }
     }

@@ -116,8 +116,7 @@ impl Attempt<'_> {
                 Ok(Implementing::Model(Some(client), prices.is_some()))
             }
             Wish::Command(wish) => {
-                let template =
-                    Template::of(wish).map_err(|error| invalid(format!("implementer.command: {error}")))?;
+                let template = Template::of(wish).map_err(|error| invalid(format!("implementer.command: {error}")))?;
                 let timeout = wish.timeout.map(|timeout| timeout.0);
                 match wish.protocol {
                     AgentProtocol::None => Ok(Implementing::Command(Some((template, timeout)))),
@@ -127,9 +126,19 @@ impl Attempt<'_> {
         }
     }
 
+    /// Adds the time since it was last counted, while somebody implements.
+    pub(super) fn count_time(&self) {
+        let mut known = self.known();
+        if let Some(since) = known.working.replace(Instant::now()) {
+            known.kept.worked_ms += u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        }
+    }
+
+    /// What may be used. Its time begins where the attempts before stood.
     pub(super) fn allowance(&self) -> Allowance {
         let budget = &self.job.budget;
-        let until = budget.time.map(|time| (Instant::now() + time.0, time));
+        let worked = Duration::from_millis(self.known().kept.worked_ms);
+        let until = budget.time.map(|time| (Instant::now() + time.0.saturating_sub(worked), time));
         Allowance {
             turns: budget.turns.unwrap_or(DEFAULT_TURNS),
             tokens: budget.tokens,
@@ -213,7 +222,11 @@ impl Author for Writer<'_> {
                 ledger.begin(JobPhase::Implement);
                 let told = failed.unwrap_or(self.told);
                 fail::point("agent_implement");
-                self.implementer.work(self.room, told).await?;
+                self.attempt.known().working = Some(Instant::now());
+                let worked = self.implementer.work(self.room, told).await;
+                self.attempt.count_time();
+                self.attempt.known().working = None;
+                worked?;
             }
             if self.has_tests {
                 ledger.begin(JobPhase::Test);

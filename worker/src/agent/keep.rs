@@ -13,6 +13,8 @@ use crate::worker::Worker;
 
 /// Name of the object among the artifacts; no glob can gather a file of this path.
 const NAME: &str = ".shoal/wip";
+/// The same of what was used, where no work is kept.
+const USED: &str = ".shoal/used";
 /// More is not taken back into a workspace.
 const LARGEST: u64 = 256 << 20;
 /// A server that makes no end is not waited for longer.
@@ -21,6 +23,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How far an attempt came.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Kept {
+    /// Time spent on implementing, over all attempts.
+    #[serde(default)]
+    pub worked_ms: u64,
     /// Of its implementer, over all attempts.
     #[serde(default)]
     pub progress: Progress,
@@ -65,6 +70,18 @@ pub async fn put(
         .map(|_| ())
 }
 
+/// Puts away what was used alone, where the work itself cannot be kept: a budget holds over all attempts.
+pub async fn put_used(worker: &Worker, key: &TaskKey, start: &StartId, kept: &Kept) -> Result<(), UploadError> {
+    let progress = Progress { used: kept.progress.used, summary: String::new() };
+    let used = Kept { progress, worked_ms: kept.worked_ms, ..Kept::default() };
+    let mut body = serde_json::to_vec(&used).expect("our own types are JSON");
+    body.push(b'\n');
+    let name = worker.config.names.artifact_name(key, start, USED);
+    objects::put(worker, &worker.config.names.artifacts_bucket(), name, body.len() as u64, &mut body.as_slice())
+        .await
+        .map(|_| ())
+}
+
 /// The newest kept work of these starts, the newest of which is last. What cannot be read counts as none, with a reason.
 pub async fn find(
     worker: &Worker,
@@ -72,12 +89,21 @@ pub async fn find(
     starts: &[StartId],
 ) -> Result<Option<(StartId, Kept, Vec<u8>)>, String> {
     for start in starts.iter().rev() {
-        let name = worker.config.names.artifact_name(key, start, NAME);
-        match tokio::time::timeout(PATIENCE, read(worker, &name)).await {
-            Err(_) => return Err("the server took too long to hand it out".to_owned()),
-            Ok(Ok(None)) => {}
-            Ok(Ok(Some((kept, patch)))) => return Ok(Some((start.clone(), kept, patch))),
-            Ok(Err(why)) => return Err(why),
+        let (mut found, mut used) = (None, None);
+        for (path, into) in [(NAME, &mut found), (USED, &mut used)] {
+            let name = worker.config.names.artifact_name(key, start, path);
+            let read = tokio::time::timeout(PATIENCE, read(worker, &name)).await;
+            *into = read.map_err(|_| "the server took too long to hand it out".to_owned())??;
+        }
+        if let Some((used, _)) = used {
+            let (mut kept, patch) = found.unwrap_or_default();
+            // Written later than the work: the work could not be kept any more by then.
+            kept.progress.used = used.progress.used;
+            kept.worked_ms = used.worked_ms;
+            return Ok(Some((start.clone(), kept, patch)));
+        }
+        if let Some((kept, patch)) = found {
+            return Ok(Some((start.clone(), kept, patch)));
         }
     }
     Ok(None)
@@ -95,8 +121,8 @@ async fn read(worker: &Worker, name: &str) -> Result<Option<(Kept, Vec<u8>)>, St
 pub async fn forget(worker: &Worker, key: &TaskKey, starts: &[StartId]) {
     let bucket = worker.config.names.artifacts_bucket();
     let Ok(store) = objects::store(worker, &bucket).await else { return };
-    for start in starts {
-        let name = worker.config.names.artifact_name(key, start, NAME);
+    for (start, path) in starts.iter().flat_map(|start| [(start, NAME), (start, USED)]) {
+        let name = worker.config.names.artifact_name(key, start, path);
         // It goes with its retention otherwise.
         let _ = tokio::time::timeout(PATIENCE, store.delete(&name)).await;
     }

@@ -30,7 +30,15 @@ impl Attempt<'_> {
 
     /// Keeps what is in the workspace. With `as_artifact` it is a patch for people, too.
     pub(super) async fn keep_now(&self, slot: &Slot, kept: Kept, as_artifact: bool) -> Result<(), String> {
-        let change = self.change(slot).await.map_err(|error| error.message)?;
+        let change = match self.change(slot).await {
+            Ok(change) => change,
+            Err(error) => {
+                // What may not leave is not kept either; what was kept before stays.
+                let put = keep::put_used(self.worker, &self.work.key, &self.work.start, &kept).await;
+                put.map_err(|error| error.to_string())?;
+                return Err(error.message);
+            }
+        };
         let patch = match change.is_empty() {
             true => Vec::new(),
             false => slot.patch(&change).await.map_err(|error| error.to_string())?,
@@ -42,8 +50,7 @@ impl Attempt<'_> {
             return Ok(());
         }
         if self.job.keep.remote {
-            let name = self.work.key.id.as_str();
-            slot.keep(&change, name, true).await.map_err(|error| error.to_string())?;
+            slot.keep(&change, &self.kept_name(), true).await.map_err(|error| error.to_string())?;
         }
         if as_artifact && !self.known().artifacts.iter().any(|artifact| artifact.path == PATCH) {
             let artifact =
@@ -81,6 +88,7 @@ impl Keeper for WorkKeeper<'_> {
     fn turn<'a>(&'a self, progress: &'a Progress) -> BoxFuture<'a, ()> {
         async move {
             let attempt = self.attempt;
+            attempt.count_time();
             attempt.known().kept.progress = progress.clone();
             {
                 let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);

@@ -16,7 +16,7 @@ use async_nats::HeaderMap;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt};
-use jetstream::JetStream;
+use jetstream::{JetStream, PublishError};
 use schemas::transcript::{Entry, Event, Message};
 use schemas::{More, Names, StartId, TaskKey, Timestamp, header};
 use serde_json::Value;
@@ -33,6 +33,10 @@ const KNOCK: [Duration; 4] =
 const READ_EVERY: Duration = Duration::from_secs(15);
 /// An entry is tried again for so long: longer than any restart of a server.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(120);
+/// For what is left once the job is over.
+const LAST_WORDS: Duration = Duration::from_secs(20);
+/// Most that is told of one attempt; beyond it only what matters is. A job tells far less, unless a program floods it.
+const MOST_BYTES: usize = 64 << 20;
 /// Messages read in one page.
 const PAGE: usize = 100;
 
@@ -48,6 +52,8 @@ struct Shared {
     mask: Mask,
     /// Every sign on it is one of the attempt's life.
     activity: Activity,
+    /// Longest text of one event.
+    longest: usize,
     patience: Duration,
     told: Mutex<Told>,
     heard: Mutex<Heard>,
@@ -56,6 +62,8 @@ struct Shared {
 
 struct Told {
     number: u64,
+    /// Bytes of text so far.
+    bytes: usize,
     to: Option<mpsc::UnboundedSender<Entry>>,
     listeners: Vec<mpsc::UnboundedSender<Entry>>,
 }
@@ -108,9 +116,11 @@ impl JobLine {
         let Ends { js, names, key, start, since, mask, activity, patience, transcript, give_up } = ends;
         // Unbounded, because what is told is bounded by what the job does, and telling must never wait for the server.
         let (to, from) = mpsc::unbounded_channel();
-        let told = Mutex::new(Told { number: 0, to: Some(to), listeners: Vec::new() });
+        let told = Mutex::new(Told { number: 0, bytes: 0, to: Some(to), listeners: Vec::new() });
         let (heard, ended) = (Mutex::default(), tokio_util::sync::CancellationToken::new());
-        let shared = Arc::new(Shared { key, start, mask, activity, patience, told, heard, ended });
+        // A server that takes small messages only takes small texts.
+        let longest = LONGEST_TEXT.min(js.client().max_payload() / 4);
+        let shared = Arc::new(Shared { longest, key, start, mask, activity, patience, told, heard, ended });
         let carrier = Carrier { js, names, shared: shared.clone(), from, transcript, since, give_up };
         (Self { shared }, carrier)
     }
@@ -151,14 +161,24 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Line for JobLine {
     fn tell(&self, event: Event) {
         self.shared.activity.touch();
+        let event = masked(&self.shared.mask, event, self.shared.longest);
         let mut told = lock(&self.shared.told);
+        let before = told.bytes;
+        told.bytes = told.bytes.saturating_add(weight(&event));
+        let event = match (before > MOST_BYTES, told.bytes > MOST_BYTES) {
+            (true, _) if !matters(&event) => return,
+            (false, true) if !matters(&event) => {
+                Event::Note { text: format!("the transcript is cut here: it has {MOST_BYTES} bytes") }
+            }
+            _ => event,
+        };
         let number = told.number + 1;
         let entry = Entry {
             number,
             at: Timestamp::now(),
             queue: self.shared.key.queue.clone(),
             start: self.shared.start.clone(),
-            event: masked(&self.shared.mask, event),
+            event,
             more: More::default(),
         };
         if told.to.as_ref().is_some_and(|to| to.send(entry.clone()).is_ok()) {
@@ -238,6 +258,7 @@ impl Carrier {
             }
         };
         let mut lost = 0_u64;
+        let mut patience = Patience::default();
         while let Some(entry) = self.from.recv().await {
             let line = serde_json::to_vec(&entry).expect("our own types are JSON");
             if let Some(open) = &mut file
@@ -246,9 +267,12 @@ impl Carrier {
                 warnings.push(format!("transcript cut: {error}"));
                 file = None;
             }
-            if !self.store(entry.number, line.into()).await {
-                lost += 1;
+            if patience.last_words.is_none() && self.from.is_closed() {
+                patience.last_words = Some(std::time::Instant::now() + LAST_WORDS);
             }
+            let stored = self.store(entry.number, line.into(), &patience).await;
+            patience.is_lost = !stored;
+            lost += u64::from(!stored);
         }
         if lost > 0 {
             warnings.push(format!("{lost} entries of the transcript could not be stored as they happened"));
@@ -256,7 +280,8 @@ impl Carrier {
         warnings
     }
 
-    async fn store(&self, number: u64, body: Bytes) -> bool {
+    /// Again and again, while there is hope. `false`: given up.
+    async fn store(&self, number: u64, body: Bytes, patience: &Patience) -> bool {
         let subject = self.names.talk_out_subject(self.shared.key.id.as_str());
         let mut headers = HeaderMap::new();
         headers.insert(header::NATS_MSG_ID, format!("{}.{number}.out", self.shared.start));
@@ -265,7 +290,7 @@ impl Carrier {
         loop {
             match self.js.publish(subject.clone(), headers.clone(), body.clone()).await {
                 Ok(_) => return true,
-                Err(error) if began.elapsed() > GIVE_UP_AFTER || self.give_up.is_cancelled() => {
+                Err(error) if patience.is_over(began, &error) || self.give_up.is_cancelled() => {
                     tracing::warn!(task = %self.shared.key, %error, "an entry of a transcript given up");
                     return false;
                 }
@@ -277,6 +302,24 @@ impl Carrier {
             }
             pause = (pause * 2).min(Duration::from_secs(2));
         }
+    }
+}
+
+/// How long an entry is tried.
+#[derive(Default)]
+struct Patience {
+    /// The entry before was given up: each is tried once until one is stored.
+    is_lost: bool,
+    /// The job is over, and ends with or without its last words.
+    last_words: Option<std::time::Instant>,
+}
+
+impl Patience {
+    fn is_over(&self, began: std::time::Instant, error: &PublishError) -> bool {
+        // What the server will not have now, it will never have.
+        let is_final = matches!(error, PublishError::Unsendable { .. } | PublishError::Refused { .. });
+        let is_late = self.last_words.is_some_and(|until| std::time::Instant::now() > until);
+        is_final || self.is_lost || is_late || began.elapsed() > GIVE_UP_AFTER
     }
 }
 
@@ -386,32 +429,74 @@ fn create(path: &Path) -> std::io::Result<std::fs::File> {
 }
 
 /// The event with every text of it masked and bounded.
-fn masked(mask: &Mask, event: Event) -> Event {
+fn masked(mask: &Mask, event: Event, longest: usize) -> Event {
     let mut value = serde_json::to_value(&event).expect("our own types are JSON");
     if let Value::Object(fields) = &mut value {
-        fields.iter_mut().filter(|(name, _)| *name != "kind").for_each(|(_, value)| walk(mask, value));
+        fields.iter_mut().filter(|(name, _)| *name != "kind").for_each(|(_, value)| walk(mask, value, longest));
     }
     serde_json::from_value(value).unwrap_or(Event::Note { text: "an event could not be masked".to_owned() })
 }
 
-fn walk(mask: &Mask, value: &mut Value) {
+fn walk(mask: &Mask, value: &mut Value, longest: usize) {
     match value {
         Value::String(text) => {
             let mut clean = mask.text(text);
-            if clean.len() > LONGEST_TEXT {
+            if clean.len() > longest {
                 let whole = clean.len();
-                let at = (0..=LONGEST_TEXT).rev().find(|at| clean.is_char_boundary(*at)).unwrap_or(0);
+                let at = (0..=longest).rev().find(|at| clean.is_char_boundary(*at)).unwrap_or(0);
                 clean.truncate(at);
                 clean.push_str(&format!("… ({whole} bytes)"));
             }
             *text = clean;
         }
-        Value::Array(items) => items.iter_mut().for_each(|item| walk(mask, item)),
+        Value::Array(items) => items.iter_mut().for_each(|item| walk(mask, item, longest)),
         // Names of fields and words of enums are ours.
         Value::Object(fields) => {
-            fields.iter_mut().filter(|(name, _)| *name != "code").for_each(|(_, value)| walk(mask, value));
+            fields.iter_mut().filter(|(name, _)| *name != "code").for_each(|(_, value)| walk(mask, value, longest));
         }
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+/// About as many bytes as it takes.
+fn weight(event: &Event) -> usize {
+    64 + match event {
+        Event::Prompt { text }
+        | Event::Text { text }
+        | Event::ToolResult { text, .. }
+        | Event::Question { text, .. }
+        | Event::Answer { text, .. }
+        | Event::Said { text }
+        | Event::Note { text } => text.len(),
+        Event::ToolCall { name, arguments, .. } => name.len() + arguments.len(),
+        Event::Retry { what, why, .. } => what.len() + why.len(),
+        Event::Step { name, detail, .. } => name.len() + detail.len(),
+        Event::PhaseBegan { .. }
+        | Event::PhaseEnded { .. }
+        | Event::Turn { .. }
+        | Event::Used { .. }
+        | Event::Kept { .. } => 0,
+    }
+}
+
+/// What is told however much was told before.
+fn matters(event: &Event) -> bool {
+    match event {
+        Event::PhaseBegan { .. }
+        | Event::PhaseEnded { .. }
+        | Event::Step { .. }
+        | Event::Question { .. }
+        | Event::Answer { .. } => true,
+        Event::Retry { .. }
+        | Event::Prompt { .. }
+        | Event::Turn { .. }
+        | Event::Text { .. }
+        | Event::ToolCall { .. }
+        | Event::ToolResult { .. }
+        | Event::Used { .. }
+        | Event::Said { .. }
+        | Event::Kept { .. }
+        | Event::Note { .. } => false,
     }
 }
 
@@ -438,9 +523,11 @@ mod tests {
             },
         ];
         for event in events {
-            assert_eq!(masked(&Mask::default(), event.clone()), event);
+            assert_eq!(masked(&Mask::default(), event.clone(), LONGEST_TEXT), event);
         }
-        let Event::Text { text } = masked(&Mask::default(), Event::Text { text: "é".repeat(LONGEST_TEXT) }) else {
+        let Event::Text { text } =
+            masked(&Mask::default(), Event::Text { text: "é".repeat(LONGEST_TEXT) }, LONGEST_TEXT)
+        else {
             panic!("another kind")
         };
         assert!(text.len() < LONGEST_TEXT + 64 && text.ends_with(&format!("… ({} bytes)", 2 * LONGEST_TEXT)));

@@ -34,6 +34,7 @@ use schemas::agent::RuntimeInfo;
 use schemas::agent_job::AgentJob;
 use schemas::{AgentId, Code, TaskError};
 
+use self::settings::runtime_name;
 use crate::config::Config;
 use crate::placement::{SKILLS, is_skilled};
 use crate::worker::Worker;
@@ -110,6 +111,14 @@ impl Agents {
 
     /// What this worker lacks for a job, as far as another may have it.
     pub fn hindrance(&self, worker: &Worker, job: &AgentJob) -> Option<TaskError> {
+        let runtime = worker.runtimes.get(runtime_name(job));
+        if runtime.is_some_and(|runtime| !runtime.shares_folders()) {
+            let message = format!(
+                "the worker {} cannot show its workspaces to containers: its engine is elsewhere, or it is not root",
+                worker.id
+            );
+            return Some(TaskError::new(Code::RuntimeNotAllowed, message));
+        }
         let skill = job.skill.as_ref()?;
         let queues = worker.queues.iter().map(|queue| &queue.name);
         if is_skilled(skill, queues, worker.config.labels.get(SKILLS)) {

@@ -13,6 +13,8 @@ use super::attempt::{Attempt, Failed};
 use super::keep;
 use super::keep::Pushing;
 use crate::fail;
+use agents::workspace::WorkspaceError;
+use schemas::record::TaskRecord;
 
 impl Attempt<'_> {
     /// What differs from the base. What has a secret in it does not leave.
@@ -24,22 +26,22 @@ impl Attempt<'_> {
         slot.change(&scan).await.map_err(|error| error.to_task_error())
     }
 
-    /// Subjects of this job's commits begin so.
+    /// A line of every commit of this job's, and of no other's.
     pub(super) fn mark(&self) -> String {
-        format!("feat(task-{}): ", self.work.key.id)
+        format!("Shoal-Task: {}", self.work.key)
     }
 
     pub(super) fn message(&self) -> String {
-        let mut message = format!("{}{}\n", self.mark(), self.job.title);
+        let mut message = format!("feat(task-{}): {}\n", self.work.key.id, self.job.title);
         if let Some(spec) = &self.job.spec {
             message.push_str(&format!("\nSpecification: {spec}\n"));
         }
-        message.push_str(&format!("\nShoal-Task: {}\nShoal-Start: {}\n", self.work.key, self.work.start));
+        message.push_str(&format!("\n{}\nShoal-Start: {}\n", self.mark(), self.work.start));
         message
     }
 
-    /// Whether this start is still the one: by its lease, and by the record.
-    pub(super) async fn is_ours(&self) -> Result<(), Failed> {
+    /// Whether this start is still the one: by its lease, and by the record. The record as it is then.
+    async fn is_ours(&self) -> Result<TaskRecord, Failed> {
         let lost = |why: &str| TaskError::new(Code::PushFailed, format!("nothing is pushed: {why}"));
         let own = self.work.alive_until;
         let until = own.map(|own| self.worker.leases.kept_until().borrow().map_or(own, |kept| kept.max(own)));
@@ -53,10 +55,37 @@ impl Attempt<'_> {
         if record.state != State::Running || last != Some(&self.work.start) {
             return Err(lost("another start of it is ahead"));
         }
-        match record.cancel {
-            Some(_) => Err(lost("it is being cancelled")),
+        Ok(*record)
+    }
+
+    async fn may_push(&self) -> Result<(), Failed> {
+        match self.is_ours().await?.cancel {
+            Some(_) => Err(TaskError::new(Code::PushFailed, "nothing is pushed: it is being cancelled")),
             None => Ok(()),
         }
+    }
+
+    /// Looks at the remote, and then, if nothing stands in the way and this start is still the one, pushes.
+    async fn push_once(
+        &self,
+        slot: &mut Slot,
+        order: &Order,
+        is_new: bool,
+    ) -> Result<Result<Pushed, WorkspaceError>, Failed> {
+        match slot.look(order).await {
+            Ok(None) => {}
+            Ok(Some(pushed)) => return Ok(Ok(pushed)),
+            Err(error) => return Ok(Err(error)),
+        }
+        // Behind the look, which may take long: what is asked here is to be true when the push begins.
+        self.may_push().await?;
+        fail::point("agent_before_push");
+        self.known().pushing = Some((order.commit.to_string(), is_new));
+        let sent = slot.send(order).await;
+        if sent.is_err() {
+            self.known().pushing = None;
+        }
+        Ok(sent.map(|()| Pushed::Done))
     }
 
     pub(super) async fn push(&self, slot: &mut Slot, order: &Order, patch: &[u8]) -> Result<Pushed, Failed> {
@@ -75,13 +104,7 @@ impl Attempt<'_> {
         })?;
         loop {
             tried += 1;
-            self.is_ours().await?;
-            fail::point("agent_before_push");
-            self.known().pushing = Some((order.commit.to_string(), is_new));
-            let pushed = slot.push(order).await;
-            if !matches!(pushed, Ok(Pushed::Done)) {
-                self.known().pushing = None;
-            }
+            let pushed = self.push_once(slot, order, is_new).await?;
             let error = match pushed {
                 Ok(pushed) => {
                     fail::point("agent_after_push");
@@ -99,13 +122,17 @@ impl Attempt<'_> {
         }
     }
 
-    /// A job that is cancelled leaves no branch: one that it made, and nobody has touched since, goes.
+    /// A job that is cancelled leaves no branch: one that it made, and nobody has touched since, goes. Only while it is
+    /// still ours: another start may have reported that very branch by now.
     pub(super) async fn take_back(&self, slot: Option<&mut Slot>) {
         let pushing = self.known().pushing.clone();
         let (Some((commit, true)), Some(slot), false) = (pushing, slot, self.worker.stop_attempts.is_cancelled())
         else {
             return;
         };
+        if self.is_ours().await.is_err() {
+            return;
+        }
         let branch = self.known().report.branch.clone().unwrap_or_default();
         if let Some(commit) = Commit::parse(&commit) {
             match slot.take_back(&branch, &commit).await {

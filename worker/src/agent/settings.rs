@@ -43,6 +43,9 @@ pub struct GitSettings {
     pub user: String,
     /// For https remotes.
     pub token: Option<Arc<Secret>>,
+    /// Hosts that are given the token. `None`: those of the remotes that [`AgentSettings::repositories`] names, and where
+    /// it names none, no host at all: whoever may submit a job names its remote.
+    pub token_hosts: Option<Vec<String>>,
     /// For ssh remotes; default `ssh` without questions.
     pub ssh_command: Option<String>,
     /// Whose commits these are, as `Name <mail>`.
@@ -90,6 +93,7 @@ impl Default for AgentSettings {
             git: GitSettings {
                 user: "x-access-token".to_owned(),
                 token: None,
+                token_hosts: None,
                 ssh_command: None,
                 author: "Shoal <shoal@localhost>".to_owned(),
             },
@@ -140,6 +144,18 @@ impl AgentSettings {
         Ok(())
     }
 
+    /// The token for a remote, if its host is to have it.
+    pub fn token_for(&self, repository: &str) -> Option<&Arc<Secret>> {
+        let (_, rest) = repository.split_once("://")?;
+        let authority = rest.split('/').next().unwrap_or_default();
+        let is_named = match &self.git.token_hosts {
+            Some(hosts) => hosts.iter().any(|host| host.eq_ignore_ascii_case(authority)),
+            // The job would not run if none of them named it.
+            None => self.repositories.is_some(),
+        };
+        self.git.token.as_ref().filter(|_| is_named)
+    }
+
     fn allows_repository(&self, repository: &str) -> bool {
         match &self.repositories {
             // Whoever may name a path reads what the worker can read.
@@ -179,6 +195,28 @@ mod tests {
         assert!(settings.check(&job("https://host/a.git"), "feature/a").is_err());
         settings.repositories = Some(Vec::new());
         assert!(settings.check(&job("/srv/a.git"), "feature/a").is_err());
+    }
+
+    #[test]
+    fn the_token_goes_to_no_host_that_only_a_job_names() {
+        let token = Some(Arc::new(Secret::new("t".repeat(20))));
+        let mut settings = AgentSettings::default();
+        settings.git.token = token;
+        let has = |settings: &AgentSettings, url: &str| settings.token_for(url).is_some();
+        assert!(!has(&settings, "https://evil.example/a.git"));
+        settings.git.token_hosts = Some(vec!["git.example".to_owned()]);
+        assert!(has(&settings, "https://Git.example/a.git"));
+        for other in [
+            "https://evil.example/git.example",
+            "https://git.example.evil/a",
+            "https://git.example:444/a",
+            "/git.example",
+        ] {
+            assert!(!has(&settings, other), "{other}");
+        }
+        settings.git.token_hosts = None;
+        settings.repositories = Some(vec!["https://git.example/**".to_owned()]);
+        assert!(has(&settings, "https://git.example/a.git"));
     }
 
     #[test]

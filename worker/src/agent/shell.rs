@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -55,7 +54,6 @@ struct Inner {
     /// What runs, to be stopped at the job's end.
     running: Mutex<Vec<StartId>>,
     closed: CancellationToken,
-    named: AtomicU64,
 }
 
 /// All that a shell needs to know.
@@ -92,9 +90,16 @@ impl JobShell {
         let (seen, container, binds) = match wish {
             JobRuntime::Process => (slot.clone(), None, Vec::new()),
             JobRuntime::Docker(wish) => {
-                let objects = objects.display().to_string();
-                let bind = Mount { source: objects.clone(), target: objects, read_only: true };
-                (PathBuf::from(WORK_FOLDER), Some(container(wish)), vec![bind])
+                // Each by itself, never the slot: what a command may rename or replace by a link must be nothing that we
+                // follow. A place where something is mounted can be neither.
+                let bind = |source: &Path, target: String, read_only: bool| Mount {
+                    source: source.display().to_string(),
+                    target,
+                    read_only,
+                };
+                let inside = |name: &str| bind(&slot.join(name), format!("{WORK_FOLDER}/{name}"), false);
+                let objects = bind(&objects, objects.display().to_string(), true);
+                (PathBuf::from(WORK_FOLDER), Some(container(wish)), vec![inside("tree"), inside("home"), objects])
             }
         };
         let home = seen.join("home").display().to_string();
@@ -124,7 +129,6 @@ impl JobShell {
                 used: Mutex::default(),
                 running: Mutex::default(),
                 closed: CancellationToken::new(),
-                named: AtomicU64::new(0),
             }),
         }
     }
@@ -148,6 +152,18 @@ impl JobShell {
     }
 }
 
+/// A named pipe, open at both ends, so that neither open waits for the other; the reader that nobody uses keeps it open
+/// until the program has begun. Whatever stands there by then is not followed.
+fn named_pipe(path: &Path) -> std::io::Result<pipe::Sender> {
+    use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+    nix::unistd::mkfifo(path, nix::sys::stat::Mode::from_bits_truncate(0o600))?;
+    let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
+    let file = std::fs::OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)?;
+    // The slot is nobody else's; a container may have a user of its own.
+    file.set_permissions(std::fs::Permissions::from_mode(0o666))?;
+    pipe::Sender::from_file(file)
+}
+
 /// The container of a command, but for the command.
 fn container(wish: &JobContainer) -> Container {
     let (user, group) = (nix::unistd::getuid(), nix::unistd::getgid());
@@ -166,7 +182,10 @@ impl agents::Shell for JobShell {
     }
 
     fn sees(&self, name: &str) -> PathBuf {
-        self.inner.seen.join("aside").join(name)
+        match self.inner.container {
+            Some(_) => self.inner.seen.join(name),
+            None => self.inner.aside.join(name),
+        }
     }
 
     fn aside(&self) -> &Path {
@@ -191,20 +210,13 @@ impl agents::Shell for JobShell {
 
     fn open(&self, command: Command) -> BoxFuture<'_, Result<Conversation, ShellError>> {
         async move {
-            let name = format!("stdin-{}", self.inner.named.fetch_add(1, Ordering::Relaxed));
+            // Not to be guessed: commands of the job can write there.
+            let name = format!("stdin-{}", new_start_id());
             let path = self.inner.aside.join(&name);
-            let made = nix::unistd::mkfifo(&path, nix::sys::stat::Mode::from_bits_truncate(0o600));
-            // The slot is nobody else's; a container may have a user of its own.
-            let made = made
-                .map_err(std::io::Error::from)
-                .and_then(|()| std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o666)));
-            let failed = |what: &str, error: &dyn std::fmt::Display| {
-                ShellError::NotStarted(TaskError::new(Code::StartFailed, format!("{what}: {error}")))
-            };
-            made.map_err(|error| failed("no pipe for its stdin", &error))?;
-            // Both ends, so that neither open waits for the other; ours to read is closed once it has begun.
-            let stdin = pipe::OpenOptions::new().read_write(true).open_sender(&path);
-            let stdin = stdin.map_err(|error| failed("no pipe for its stdin", &error))?;
+            let stdin = named_pipe(&path).map_err(|error| {
+                let message = format!("no pipe for its stdin: {error}");
+                ShellError::NotStarted(TaskError::new(Code::StartFailed, message))
+            })?;
             let seen = agents::Shell::sees(self, &name);
             let (start, started) = self.inner.start(&command, Some(&seen)).await?;
             let guard = Stopping { inner: self.inner.clone(), start: Some(start.clone()) };
@@ -245,7 +257,8 @@ impl Inner {
                 Workload::Container(container)
             }
         };
-        let folder = if self.container.is_some() { self.slot.clone() } else { workdir };
+        // Of a container it is what lies at the work folder itself.
+        let folder = if self.container.is_some() { self.aside.clone() } else { workdir };
         let result_file = self.slot.join("result");
         let surroundings = self.runtime.surroundings(&folder, &result_file);
         let mut env = surroundings.env;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use schemas::cancel::{CancelReply, CancelRequest};
-use schemas::{Code, TaskError, TaskKey};
+use schemas::{Code, TaskError, TaskKey, Workload};
 use tokio::sync::watch;
 
 use crate::attempt::fence::{Fence, Written};
@@ -51,6 +51,7 @@ impl<'a> Runner<'a> {
         let mut writing: Option<Writing<'a>> = None;
         let mut lease_watched = true;
         let mut drained = false;
+        let is_pushed = matches!(plan.task.workload, Workload::Agent(_));
         if fence.as_ref().is_some_and(|fence| fence.claimed) {
             cancels = self.listen(&plan.key).await;
         }
@@ -126,7 +127,9 @@ impl<'a> Runner<'a> {
                     }
                     Event::Stop(Why::Drained)
                 }
-                () = cancelled(&mut cancels, self.delivery.sequence, worker.js.client()), if may_stop(&phase) => {
+                // What an agent job has pushed is seen outside: it is done, however long putting away may take.
+                () = cancelled(&mut cancels, self.delivery.sequence, worker.js.client()),
+                    if may_stop(&phase) && !(is_pushed && is_gone()) => {
                     Event::Stop(Why::Cancelled)
                 }
             };

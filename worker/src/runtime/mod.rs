@@ -75,6 +75,11 @@ pub trait Runtime: Send + Sync + 'static {
     /// Frees what is kept of an ended workload. Removing what is gone already is no error.
     fn remove<'a>(&'a self, start: &'a StartId) -> BoxFuture<'a, Result<(), RuntimeError>>;
 
+    /// Whether what it runs can be shown folders of this machine ([`Job::binds`]).
+    fn shares_folders(&self) -> bool {
+        true
+    }
+
     /// Where it keeps containers that outlive a call; `None` where it keeps none.
     fn instances(&self) -> Option<&dyn instances::Instances> {
         None

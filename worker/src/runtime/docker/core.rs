@@ -11,7 +11,7 @@ use bollard::query_parameters::{
     CreateContainerOptionsBuilder, ListContainersOptionsBuilder, RemoveContainerOptionsBuilder,
 };
 use schemas::task::{Container, PullPolicy, WORK_FOLDER};
-use schemas::{StartId, Workload};
+use schemas::{Code, StartId, Workload};
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -81,6 +81,11 @@ impl Core {
             closed: CancellationToken::new(),
             binds: AtomicBool::new(binds),
         }
+    }
+
+    /// Whether containers can be shown folders of this machine.
+    pub(super) fn shares_folders(&self) -> bool {
+        self.binds.load(Ordering::Relaxed)
     }
 
     /// Starts in a task of its own, which takes back what it made when nobody waits for it any more.
@@ -180,7 +185,10 @@ impl Core {
         mounts.extend(job.binds.iter().cloned());
         let working_dir = container.working_dir.clone().or(image.working_dir);
         let working_dir = working_dir.unwrap_or_else(|| WORK_FOLDER.to_owned());
-        let binds = self.binds.load(Ordering::Relaxed);
+        let binds = self.shares_folders();
+        if !binds && !job.binds.is_empty() {
+            return Err(no_folders());
+        }
         let mut plan = Plan {
             container,
             env: job.env.iter().map(|(name, value)| format!("{name}={value}")).collect(),
@@ -270,6 +278,9 @@ impl Core {
         if is_bound(plan) && created.as_ref().is_err_and(|error| sees_not(error, job)) {
             tracing::info!("the engine does not see this machine's folders: files are copied");
             self.binds.store(false, Ordering::Relaxed);
+            if !job.binds.is_empty() {
+                return Err(no_folders());
+            }
             plan.work = Work::Copied;
             created = engine.ask(PATIENCE, request(plan)).await;
         }
@@ -362,4 +373,13 @@ impl Core {
 fn sees_not(error: &Error, job: &Job) -> bool {
     let text = words(error);
     text.contains("bind source path does not exist") && text.contains(&*job.folder.to_string_lossy())
+}
+
+/// The job needs folders of this machine, and its containers cannot be shown any.
+fn no_folders() -> StartError {
+    StartError::Refused {
+        code: Code::RuntimeNotAllowed,
+        message: "the docker engine cannot be shown folders of this worker: the engine is elsewhere, or the worker is not root"
+            .to_owned(),
+    }
 }

@@ -269,6 +269,10 @@ impl Runtime for DockerRuntime {
         Some(self.core.engine.trouble())
     }
 
+    fn shares_folders(&self) -> bool {
+        self.core.shares_folders()
+    }
+
     fn surroundings(&self, _folder: &Path, _result_file: &Path) -> Surroundings {
         // The rest of the environment is the image's business.
         Surroundings { env: Default::default(), result_file: files::result_path() }
