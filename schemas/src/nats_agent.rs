@@ -38,9 +38,9 @@ fn token(name: &str) -> String {
         return name.to_owned();
     }
     // FNV-1a: it only has to tell names apart, the same in every version.
-    let mark = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
+    let mark = name
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
     format!("{}-{mark:016x}", &name[..TOKEN_BYTES - 17])
 }
 
@@ -148,7 +148,9 @@ impl Prompt {
                 .map_err(|_| wrong("`attachments` must be a list of {filename, content}"))?,
         };
         let read = |it: Attachment| {
-            let path_like = it.filename.is_empty() || it.filename.contains(['/', '\\', '\0']) || [".", ".."].contains(&it.filename.as_str());
+            let path_like = it.filename.is_empty()
+                || it.filename.contains(['/', '\\', '\0'])
+                || [".", ".."].contains(&it.filename.as_str());
             let content = base64::engine::general_purpose::STANDARD.decode(&it.content);
             match (path_like, content) {
                 (false, Ok(content)) => Ok((it.filename, content)),

@@ -10,20 +10,33 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 /// Fields of a newer version, by name. Flattened into what is read and rewritten; it is no part of a JSON Schema, which
-/// allows more fields by itself, and the strict door refuses them.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct More(Map<String, Value>);
+/// allows more fields by itself, and the strict door refuses them. Mostly there are none, and every record has several of
+/// these: it is as small as a pointer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct More(Option<Box<Map<String, Value>>>);
 
 impl More {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.0.is_none()
     }
 
     /// One of them.
     pub fn get(&self, name: &str) -> Option<&Value> {
-        self.0.get(name)
+        self.0.as_ref()?.get(name)
+    }
+}
+
+impl Serialize for More {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().flat_map(|fields| fields.iter()))
+    }
+}
+
+impl<'de> Deserialize<'de> for More {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let fields = Map::deserialize(deserializer)?;
+        Ok(Self((!fields.is_empty()).then(|| Box::new(fields))))
     }
 }
 

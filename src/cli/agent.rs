@@ -42,8 +42,10 @@ pub enum Agent {
 
 /// Flags of `shoal agent run`.
 #[derive(Clone, Debug, Args)]
-#[command(after_help = "Example:\n  shoal agent run --repository https://host/team/app.git --title 'Fix the parser' \\\n    \
-    --description 'The last line is lost.' --model some-model\n\nWhat flags do not say, a task file does: docs/agent-jobs.md.")]
+#[command(
+    after_help = "Example:\n  shoal agent run --repository https://host/team/app.git --title 'Fix the parser' \\\n    \
+    --description 'The last line is lost.' --model some-model\n\nWhat flags do not say, a task file does: docs/agent-jobs.md."
+)]
 pub struct Run {
     /// Git remote: https://…, ssh://…, user@host:path, or a path that the workers allow
     #[arg(long, value_name = "REMOTE")]
@@ -251,11 +253,14 @@ impl Run {
 async fn submit(args: Run, on: &Server<'_>) -> Result<Exit, Error> {
     let description = match &args.description_file {
         None => args.description.clone(),
-        Some(path) => std::fs::read_to_string(path).map_err(|error| {
-            Error::usage(format!("{} cannot be read: {error}", path.display()), "name a text file")
-        })?,
+        Some(path) => std::fs::read_to_string(path)
+            .map_err(|error| Error::usage(format!("{} cannot be read: {error}", path.display()), "name a text file"))?,
     };
-    let submission = Submission::checked(args.queue.clone(), args.id.clone(), serde_json::to_vec(&args.task(description)).expect("a task is JSON"))?;
+    let submission = Submission::checked(
+        args.queue.clone(),
+        args.id.clone(),
+        serde_json::to_vec(&args.task(description)).expect("a task is JSON"),
+    )?;
     let client = on.connect().await?;
     let submitted = client.submit(submission).await?;
     let key = submitted.key.clone();
@@ -466,7 +471,10 @@ async fn ask(args: Ask, on: &Server<'_>) -> Result<Exit, Error> {
             }
         },
         Err(_) => {
-            output::talk(format_args!("no answer within {}; it may still come\n  try: shoal agent transcript -f {key}", args.timeout));
+            output::talk(format_args!(
+                "no answer within {}; it may still come\n  try: shoal agent transcript -f {key}",
+                args.timeout
+            ));
             return Ok(exit::TIMED_OUT);
         }
     }

@@ -226,3 +226,36 @@ async fn what_was_only_touched_is_no_change_and_counts_for_no_bound() {
     write(&slot.tree(), "many/1", "y");
     assert_eq!(change(&slot).await.report.files, 1);
 }
+
+/// Git compares times in whole seconds: what is changed in the second of the checkout, and is as long as before, is seen
+/// only where git can tell that its index is of that second too.
+#[tokio::test]
+async fn a_change_in_the_second_of_the_checkout_is_seen() {
+    let (origin, worker) = (Origin::new(), Worker::new().await);
+    origin.write("sign", "-\n");
+    origin.commit("a sign");
+    let second = |path: &Path| {
+        let time = std::fs::metadata(path).unwrap().modified().unwrap();
+        time.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
+    };
+    loop {
+        let (slot, _) = worker.begin(&origin.remote()).await;
+        let path = slot.tree().join("sign");
+        let checked_out = second(&path);
+        write(&slot.tree(), "sign", "+\n");
+        if second(&path) != checked_out {
+            slot.release().await.unwrap();
+            continue;
+        }
+        let probe = slot.tree().join(".git/now");
+        while second(&path) == checked_out {
+            std::fs::write(&probe, "").unwrap();
+            if second(&probe) > checked_out {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        assert_eq!(change(&slot).await.files.len(), 1);
+        return;
+    }
+}

@@ -8,7 +8,7 @@ use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt, TryStreamExt};
 use schemas::agent_job::is_name;
 use schemas::transcript::{Entry, Event, Message};
-use schemas::{More, QueueName, TaskKey, Timestamp, header, strict};
+use schemas::{More, QueueName, StartId, TaskKey, Timestamp, header, strict};
 
 use super::record::Pauses;
 use super::wait::Watch;
@@ -52,6 +52,7 @@ impl Client {
             read_to: from,
             begins: None,
             found: VecDeque::new(),
+            newest: None,
             follow,
             live: None,
             begun: false,
@@ -133,6 +134,8 @@ struct Reader {
     begins: Option<Timestamp>,
     /// Read and not handed out.
     found: VecDeque<Told>,
+    /// The newest that was read.
+    newest: Option<(StartId, u64)>,
     follow: bool,
     live: Option<Box<Live>>,
     begun: bool,
@@ -159,7 +162,7 @@ impl Reader {
             match self.live.as_mut().filter(|_| !self.over) {
                 None => return Ok(None),
                 Some(live) => {
-                    self.over = live.wait().await?;
+                    self.over = live.wait(self.newest.as_ref()).await?;
                     for pause in LOOKS {
                         tokio::time::sleep(Duration::from_millis(pause)).await;
                         if self.read().await? {
@@ -211,6 +214,7 @@ impl Reader {
                 let Ok(entry) = serde_json::from_slice::<Entry>(&message.payload) else { continue };
                 if is_of(&entry, &self.key.queue) {
                     any = true;
+                    self.newest = Some((entry.start.clone(), entry.number));
                     self.found.push_back(Told { sequence: message.sequence, entry });
                 }
             }
@@ -227,13 +231,49 @@ fn is_of(entry: &Entry, queue: &QueueName) -> bool {
 
 impl Live {
     /// Waits for a reason to read. Whether the task is over.
-    async fn wait(&mut self) -> Result<bool, ClientError> {
-        tokio::select! {
-            passed = self.passing.next() => passed.map(|_| false).ok_or(ClientError::Closed),
-            recorded = self.task.next() => {
-                Ok(recorded?.is_none_or(|recorded| recorded.record.state.is_terminal()))
+    async fn wait(&mut self, newest: Option<&(StartId, u64)>) -> Result<bool, ClientError> {
+        loop {
+            tokio::select! {
+                passed = self.passing.next() => match passed {
+                    None => return Err(ClientError::Closed),
+                    // One reading finds what many have announced.
+                    Some(message) if is_read(&message.payload, newest) => {}
+                    Some(_) => return Ok(false),
+                },
+                recorded = self.task.next() => {
+                    return Ok(recorded?.is_none_or(|recorded| recorded.record.state.is_terminal()));
+                }
+                () = tokio::time::sleep(READ_AGAIN) => return Ok(false),
             }
-            () = tokio::time::sleep(READ_AGAIN) => Ok(false),
         }
+    }
+}
+
+fn is_read(payload: &[u8], newest: Option<&(StartId, u64)>) -> bool {
+    let entry = serde_json::from_slice::<Entry>(payload).ok();
+    entry.zip(newest).is_some_and(|(entry, (start, number))| entry.start == *start && entry.number <= *number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_not_read_yet_is_a_reason_to_read() {
+        let entry = |number: u64, start: &str| {
+            let event = serde_json::json!({"kind": "note", "text": "a"});
+            let at = "2026-11-22T00:00:00Z";
+            let entry =
+                serde_json::json!({"number": number, "at": at, "queue": "default", "start": start, "event": event});
+            entry.to_string().into_bytes()
+        };
+        let start = "0198f3c2-0000-7000-8000-000000000001";
+        let read = Some((serde_json::from_value(start.into()).unwrap(), 3));
+        let is_read = |payload: &[u8]| is_read(payload, read.as_ref());
+        assert!(is_read(&entry(2, start)) && is_read(&entry(3, start)));
+        assert!(!is_read(&entry(4, start)));
+        assert!(!is_read(&entry(1, "0198f3c2-0000-7000-8000-000000000002")), "another start counts anew");
+        assert!(!is_read(b"of another version"));
+        assert!(!super::is_read(&entry(1, start), None));
     }
 }

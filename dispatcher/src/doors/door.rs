@@ -148,7 +148,9 @@ impl Inside {
         let Some(reply) = request.message.reply.clone() else { return Ok(()) };
         let caller = Caller::new(self.client.clone(), self.queue.clone(), reply, self.stop.clone());
         let prompt = match Prompt::read(&request.message.payload) {
-            Ok(_) if callers.len() >= MOST_CALLERS => Err(Refusal::new(429, "too many prompts are being answered here")),
+            Ok(_) if callers.len() >= MOST_CALLERS => {
+                Err(Refusal::new(429, "too many prompts are being answered here"))
+            }
             Ok(prompt) if !prompt.attachments.is_empty() => Err(Refusal::new(400, "this agent takes no attachments")),
             read => read,
         };

@@ -6,9 +6,11 @@ mod examples;
 mod host;
 mod hostile;
 mod many;
+mod outside;
 mod people;
 mod playbooks;
 mod programs;
+mod protocol;
 #[cfg(feature = "fail-points")]
 mod resume;
 mod run;
@@ -70,9 +72,11 @@ impl World {
         json!({ "workload": workload })
     }
 
-    /// Runs one to its end.
+    /// Runs one to its end; its id is free again then.
     pub async fn run(&self, key: &str, more: Value) -> TaskRecord {
-        self.fleet.run(key, &self.job(more)).await
+        let record = self.fleet.run(key, &self.job(more)).await;
+        self.fleet.message_gone(key).await;
+        record
     }
 
     /// What it told, in order.

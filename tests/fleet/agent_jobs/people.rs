@@ -258,6 +258,7 @@ async fn run_follows_a_job_and_ends_with_its_code() {
         "{done:?}"
     );
 
+    world.fleet.message_gone("default.t").await;
     let failed = run("Break it").await.exit(1);
     assert!(failed.stderr.contains("t failed: step `test`: exit code 1"), "{failed:?}");
     assert_eq!(failed.stderr.lines().last().map(str::trim), Some("try: shoal explain default.t"), "{failed:?}");

@@ -182,7 +182,7 @@ async fn a_bad_playbook_is_refused_at_the_door() {
         (json!({"condition": "attempt == 'a'"}), format!("{at}.condition")),
         (json!({"condition": "steps.later.outcome == 'passed'"}), format!("{at}.condition")),
         (json!({"retry_count": 11}), format!("{at}.retry_count")),
-        (json!({"timeout": "soon"}), format!("{at}.timeout")),
+        (json!({"rounds": 11}), format!("{at}.rounds")),
         (json!({"kind": "implement"}), format!("{at}.command")),
     ] {
         let task = wrong(step.clone());

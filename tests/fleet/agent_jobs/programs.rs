@@ -181,7 +181,7 @@ async fn an_agent_that_ends_in_mid_session_or_hangs_fails_the_job() {
 async fn a_mistake_in_a_template_is_told_before_anything_runs() {
     let world = world().await;
     let _worker = world.worker("w").await;
-    for (implementer, words) in [
+    for (n, (implementer, words)) in [
         (json!({"kind": "command", "command": ["agent", "{promt_file}"]}), "did you mean `prompt_file`"),
         (json!({"kind": "command", "command": ["agent", "{"]}), "a brace stands alone"),
         (json!({"kind": "command", "command": ["{prompt}"]}), "the program itself"),
@@ -189,8 +189,11 @@ async fn a_mistake_in_a_template_is_told_before_anything_runs() {
             json!({"kind": "command", "protocol": "acp", "command": ["agent", "{prompt_file}"]}),
             "the prompt goes over stdin",
         ),
-    ] {
-        let record = world.run("default.t", json!({ "implementer": implementer })).await;
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let record = world.run(&format!("default.t{n}"), json!({ "implementer": implementer })).await;
         let error = record.error.as_ref().expect("an error");
         assert_eq!(error.code, Code::ContextInvalid, "{implementer}: {record:#?}");
         assert!(error.message.contains("implementer.command") && error.message.contains(words), "{error:?}");
