@@ -341,7 +341,7 @@ fn show(told: &Told) {
     let at = told.entry.at.to_string();
     let time = at.get(11..19).unwrap_or(&at);
     let indented = |text: &str| {
-        let lines: Vec<_> = text.trim_end().lines().map(|line| printable(line)).collect();
+        let lines: Vec<_> = text.trim_end().lines().map(printable).collect();
         lines.join("\n           ")
     };
     let line = match &told.entry.event {
