@@ -259,7 +259,7 @@ async fn without_the_pool_no_job_begins() {
     assert_eq!(record.state, State::Failed, "{record:#?}");
     assert_eq!(record.error.as_ref().map(|error| error.code), Some(Code::WorkspaceFailed));
     let report = report(&record);
-    assert_eq!((phases(report), report.phases[0].retries), (vec![JobPhase::Slot], 4));
+    assert_eq!((phases(&report), report.phases[0].retries), (vec![JobPhase::Slot], 4));
     assert_eq!((world.model.requests().len(), world.repo.branches().len()), (0, 0));
 }
 
