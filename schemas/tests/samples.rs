@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use shoal_schemas::agent_job::SlotLease;
 use shoal_schemas::cancel::{
     CancelReply, CancelRequest, CordonReply, CordonRequest, DrainReply, DrainRequest, HoldsReply, HoldsRequest,
 };
 use shoal_schemas::containers::{ContainersReply, ContainersRequest};
 use shoal_schemas::function::EnsureRequest;
-use shoal_schemas::agent_job::SlotLease;
 use shoal_schemas::http::{AgentBeat, AgentRegistration, Problem};
 use shoal_schemas::transcript::{Entry, Message};
 use shoal_schemas::{

@@ -22,7 +22,13 @@ pub struct AgentJobs {
     #[arg(long, env = "SHOAL_ALLOWED_REPOSITORIES", value_delimiter = ',', value_name = "GLOB,…")]
     pub allowed_repositories: Option<Vec<String>>,
     /// What a branch that is pushed begins with
-    #[arg(long, env = "SHOAL_BRANCH_PREFIXES", value_delimiter = ',', default_value = "feature/", value_name = "PREFIX,…")]
+    #[arg(
+        long,
+        env = "SHOAL_BRANCH_PREFIXES",
+        value_delimiter = ',',
+        default_value = "feature/",
+        value_name = "PREFIX,…"
+    )]
     pub branch_prefixes: Vec<String>,
     /// User at https remotes; the token is in GIT_TOKEN, or in --git-token-file
     #[arg(long, env = "SHOAL_GIT_USER", default_value = "x-access-token", value_name = "NAME")]
@@ -119,11 +125,8 @@ fn prices(text: &str) -> Result<AllPrices, String> {
     }
     let read: BTreeMap<String, Written> = serde_saphyr::from_str(text)
         .map_err(|error| format!("{error}; write {{\"some-model\": {{\"input\": \"1.25\", \"output\": \"10\"}}}}"))?;
-    let prices = |it: Written| Prices {
-        input: it.input,
-        cached_input: it.cached_input.unwrap_or(it.input),
-        output: it.output,
-    };
+    let prices =
+        |it: Written| Prices { input: it.input, cached_input: it.cached_input.unwrap_or(it.input), output: it.output };
     Ok(read.into_iter().map(|(name, written)| (name, prices(written))).collect())
 }
 
@@ -134,9 +137,10 @@ impl AgentJobs {
         let url = |flag: &str, own: &Option<String>, known: &str| {
             let url = own.clone().filter(|url| !url.is_empty()).or_else(|| set(known));
             match url {
-                Some(url) if !url.starts_with("http://") && !url.starts_with("https://") => {
-                    Err(Error::usage(format!("--{flag} is no http or https URL"), format!("--{flag} https://host/path")))
-                }
+                Some(url) if !url.starts_with("http://") && !url.starts_with("https://") => Err(Error::usage(
+                    format!("--{flag} is no http or https URL"),
+                    format!("--{flag} https://host/path"),
+                )),
                 url => Ok(url.map(|url| url.trim_end_matches('/').to_owned())),
             }
         };
@@ -150,7 +154,10 @@ impl AgentJobs {
         let words = |words: &[String]| words.iter().filter(|word| !word.is_empty()).cloned().collect::<Vec<_>>();
         let branch_prefixes = words(&self.branch_prefixes);
         if branch_prefixes.is_empty() {
-            return Err(Error::usage("--branch-prefixes is empty; no branch could be pushed", "--branch-prefixes feature/"));
+            return Err(Error::usage(
+                "--branch-prefixes is empty; no branch could be pushed",
+                "--branch-prefixes feature/",
+            ));
         }
         let mut secrets = BTreeMap::new();
         for source in &self.job_secrets {
@@ -194,9 +201,19 @@ impl AgentJobs {
             disk: self.agent_disk,
             question_timeout: self.question_timeout.0,
             outside: Outside {
-                task_registry: service("task-registry-url", &self.task_registry_url, "TASK_REGISTRY_URL", "TASK_REGISTRY_TOKEN")?,
+                task_registry: service(
+                    "task-registry-url",
+                    &self.task_registry_url,
+                    "TASK_REGISTRY_URL",
+                    "TASK_REGISTRY_TOKEN",
+                )?,
                 repo_pool: service("repo-pool-url", &self.repo_pool_url, "REPO_POOL_URL", "REPO_POOL_TOKEN")?,
-                artifact_store: service("artifact-store-url", &self.artifact_store_url, "ARTIFACT_STORE_URL", "ARTIFACT_STORE_TOKEN")?,
+                artifact_store: service(
+                    "artifact-store-url",
+                    &self.artifact_store_url,
+                    "ARTIFACT_STORE_URL",
+                    "ARTIFACT_STORE_TOKEN",
+                )?,
             },
         })
     }
@@ -204,7 +221,10 @@ impl AgentJobs {
 
 fn read(flag: &str, path: &Path) -> Result<Arc<Secret>, Error> {
     let text = std::fs::read_to_string(path).map_err(|error| {
-        Error::usage(format!("--{flag}: {} cannot be read: {error}", path.display()), "name a file with the secret alone")
+        Error::usage(
+            format!("--{flag}: {} cannot be read: {error}", path.display()),
+            "name a file with the secret alone",
+        )
     })?;
     // Editors end a file with a line's end.
     Ok(Arc::new(Secret::new(text.trim_end_matches(['\n', '\r']).to_owned())))

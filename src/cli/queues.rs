@@ -205,7 +205,8 @@ fn from_file(path: &PathBuf) -> Result<QueueSettings, Error> {
 }
 
 fn job_from_file(path: &PathBuf) -> Result<PromptJob, Error> {
-    let hint = "write it as the workload `agent` of a task, without title and description: repository: https://host/app.git";
+    let hint =
+        "write it as the workload `agent` of a task, without title and description: repository: https://host/app.git";
     let mut documents = submit::documents(&submit::read(path)?)?;
     match (documents.pop(), documents.len()) {
         (Some(value), 0) => {

@@ -34,7 +34,8 @@ impl Repo {
 
     /// One more commit on `branch` with these files; returns its name.
     pub fn commit(&self, branch: &str, files: &[(&str, &str)]) -> String {
-        let files: Vec<(&str, Option<&[u8]>)> = files.iter().map(|(path, text)| (*path, Some(text.as_bytes()))).collect();
+        let files: Vec<(&str, Option<&[u8]>)> =
+            files.iter().map(|(path, text)| (*path, Some(text.as_bytes()))).collect();
         self.change(branch, &files, "a change by somebody")
     }
 

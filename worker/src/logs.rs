@@ -2,8 +2,8 @@
 //! in which stdout and stderr came; what arrives while one batch is under way makes the next one.
 
 use std::io::Write;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_nats::HeaderMap;

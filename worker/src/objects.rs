@@ -131,7 +131,10 @@ pub async fn keep_result(worker: &Worker, work: &Work, bytes: &[u8]) -> Result<T
     check_size(worker, bytes.len() as u64)?;
     let name = worker.config.names.artifact_name(&work.key, &work.start, RESULT_NAME);
     let mut body = bytes;
-    put(worker, &worker.config.names.artifacts_bucket(), name, bytes.len() as u64, &mut body).await.map(TaskResult::Object).map_err(not_kept)
+    put(worker, &worker.config.names.artifacts_bucket(), name, bytes.len() as u64, &mut body)
+        .await
+        .map(TaskResult::Object)
+        .map_err(not_kept)
 }
 
 /// Keeps what a workload wrote to its result file; nothing written is no result.
@@ -152,7 +155,10 @@ pub async fn keep_result_file(worker: &Worker, work: &Work, file: &Path) -> Resu
     }
     let name = worker.config.names.artifact_name(&work.key, &work.start, RESULT_NAME);
     let mut body = tokio::io::BufReader::with_capacity(256 << 10, tokio::fs::File::open(file).await.map_err(read)?);
-    put(worker, &worker.config.names.artifacts_bucket(), name, size, &mut body).await.map(|object| Some(TaskResult::Object(object))).map_err(not_kept)
+    put(worker, &worker.config.names.artifacts_bucket(), name, size, &mut body)
+        .await
+        .map(|object| Some(TaskResult::Object(object)))
+        .map_err(not_kept)
 }
 
 fn check_size(worker: &Worker, size: u64) -> Result<(), TaskError> {
@@ -216,7 +222,14 @@ pub async fn gather(worker: &Worker, work: &Work, folder: &Path, warnings: &mut 
 async fn upload(worker: &Worker, work: &Work, folder: &Path, path: &str, bytes: u64) -> Result<ObjectRef, UploadError> {
     let name = worker.config.names.artifact_name(&work.key, &work.start, path);
     let file = tokio::fs::File::open(folder.join(path)).await?;
-    put(worker, &worker.config.names.artifacts_bucket(), name, bytes, &mut tokio::io::BufReader::with_capacity(256 << 10, file)).await
+    put(
+        worker,
+        &worker.config.names.artifacts_bucket(),
+        name,
+        bytes,
+        &mut tokio::io::BufReader::with_capacity(256 << 10, file),
+    )
+    .await
 }
 
 /// The globs of a task, as they are matched against paths below its working directory.

@@ -45,8 +45,8 @@ pub use list::{ListCursor, ListFilter, ListItem, Listing};
 pub use logs::{LogChunk, LogCursor, LogOptions};
 pub use queues::QueueView;
 pub use record::Recorded;
-pub use talk::{OpenQuestion, Told};
 pub use submit::{Holder, Submission, SubmitError, SubmitOptions, Submitted};
+pub use talk::{OpenQuestion, Told};
 
 use ::functions::Caller;
 use jetstream::{Connection, JetStream};

@@ -106,7 +106,10 @@ async fn a_cancel_while_it_pushes_takes_the_branch_back() {
     .await;
     // The branch is there, and the one who pushes is not told: the remote is slow to say so.
     let reached = world.fleet.folder().join("reached");
-    world.repo.hook("post-receive", &format!("[ -e {0} ] || {{ touch {0}; sleep 98765; }}", reached.display()));
+    world.repo.hook(
+        "post-receive",
+        &format!("[ -e {0} ] || {{ touch {0}; while [ -e {0} ]; do sleep 0.1; done; }}", reached.display()),
+    );
     let _worker = world.worker("w").await;
     world.fleet.publish(KEY, &world.job(json!({}))).await;
     until("the branch is at the remote", async || reached.exists()).await;
@@ -115,5 +118,5 @@ async fn a_cancel_while_it_pushes_takes_the_branch_back() {
     let record = world.fleet.ended(KEY).await;
     assert_eq!(record.state, State::Cancelled, "{record:#?}");
     until("the branch is gone", async || world.repo.branches().is_empty()).await;
-    let _ = std::process::Command::new("pkill").args(["-f", "sleep 98765"]).status();
+    std::fs::remove_file(reached).unwrap();
 }

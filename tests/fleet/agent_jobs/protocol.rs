@@ -156,7 +156,7 @@ impl Replies {
     }
 
     /// All texts up to the end.
-    async fn to_the_end(mut self) -> Vec<(String, Value)> {
+    async fn until_the_end(mut self) -> Vec<(String, Value)> {
         let mut texts = Vec::new();
         loop {
             match self.next().await {
@@ -228,7 +228,7 @@ async fn a_prompt_becomes_a_pushed_branch() {
     let mut replies = agent.prompt(&world.fleet, "Add, do not subtract\nadd.sh subtracts.\n").await;
     let (key, _) = replies.text().await;
     let id = key.strip_prefix("default.").expect("the task's name").to_owned();
-    let mut texts = replies.to_the_end().await;
+    let mut texts = replies.until_the_end().await;
     let (last, data) = texts.pop().expect("a result");
     assert!(texts.iter().any(|(text, _)| text == "It adds now."), "{texts:?}");
     let branch = format!("feature/task-{id}-add-do-not-subtract");
@@ -287,7 +287,7 @@ async fn a_question_is_answered_by_the_reply_to_its_query() {
     assert_eq!(prompt, "Add or multiply?");
     let answer = json!({"prompt": "Add, please"}).to_string();
     world.fleet.nats.publish(reply_subject, answer.into()).await.expect("published");
-    let texts = replies.to_the_end().await;
+    let texts = replies.until_the_end().await;
     assert_eq!(texts.last().expect("a result").1["task"]["state"], "succeeded", "{texts:?}");
     succeeded(&world.fleet.ended(&key).await);
     world.model_is_content();
@@ -297,7 +297,7 @@ async fn a_question_is_answered_by_the_reply_to_its_query() {
 async fn a_job_that_fails_says_why_at_the_end() {
     let (world, _dispatcher, agent) = with_a_door(json!([{"repeat": {"say": "Nothing is wrong."}}])).await;
     let _worker = world.worker("w").await;
-    let texts = agent.prompt(&world.fleet, "Mend it").await.to_the_end().await;
+    let texts = agent.prompt(&world.fleet, "Mend it").await.until_the_end().await;
     let (last, data) = texts.last().expect("a result");
     assert!(last.starts_with("failed: tests_failed: "), "{last}");
     assert_eq!(
@@ -339,7 +339,7 @@ async fn a_running_job_is_found_and_spoken_to() {
     })
     .await;
     std::fs::write(&gate, "").expect("a gate");
-    let texts = replies.to_the_end().await;
+    let texts = replies.until_the_end().await;
     assert_eq!(texts.last().map(|(text, _)| text.as_str()), Some("I hear you."), "{texts:?}");
     succeeded(&world.fleet.ended("default.t1").await);
     sessions(&world.fleet, "task-t1", 0).await;
@@ -359,7 +359,7 @@ async fn who_still_listens_hears_the_end_of_a_running_job() {
     let agent = session(&world.fleet, "task-t2").await;
     let replies = agent.prompt(&world.fleet, "Are you there?").await;
     std::fs::write(&gate, "").expect("a gate");
-    replies.to_the_end().await;
+    replies.until_the_end().await;
     succeeded(&world.fleet.ended("default.t2").await);
 }
 

@@ -62,20 +62,23 @@ impl Hunted {
     }
 }
 
+/// Subject and bytes of every message.
+type Heard = std::sync::Arc<std::sync::Mutex<Vec<(String, Vec<u8>)>>>;
+
 /// A world whose remote is behind HTTP with a login, a worker with all its secrets, and who hears every message.
 struct Watched {
     world: World,
     host: Host,
     worker: Program,
     heard: tokio::task::JoinHandle<()>,
-    messages: std::sync::Arc<std::sync::Mutex<Vec<(String, Vec<u8>)>>>,
+    messages: Heard,
 }
 
 impl Watched {
     async fn of(turns: Value) -> Self {
         let world = World::of(turns).await;
         let host = Host::new(&world.repo, "x-access-token", GIT).await;
-        let messages: std::sync::Arc<std::sync::Mutex<Vec<(String, Vec<u8>)>>> = Default::default();
+        let messages: Heard = Default::default();
         // Everything that anybody says to anybody: events, beats, stores and answers.
         let mut all = world.fleet.nats.subscribe(">").await.expect("subscribed");
         world.fleet.nats.flush().await.expect("the server has it");

@@ -52,7 +52,7 @@ impl Drop for Stopped {
 
 /// Whether the line has ended.
 async fn once(client: &Client, names: &Names, key: &TaskKey, line: &JobLine) -> Result<bool, async_nats::Error> {
-    let token = task_token(&key);
+    let token = task_token(key);
     let mut metadata: HashMap<String, String> = names.nats_agent_metadata(&token).into();
     metadata.insert("queue".to_owned(), key.queue.to_string());
     metadata.insert("role".to_owned(), "session".to_owned());

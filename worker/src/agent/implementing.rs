@@ -27,7 +27,7 @@ use crate::fail;
 
 /// Who implements, checked before anything is begun.
 pub(super) enum Implementing {
-    Model(Option<Client>, bool),
+    Model(Option<Box<Client>>, bool),
     Command(Option<(Template, Option<Duration>)>),
     Acp(Option<(Template, Option<Duration>)>),
 }
@@ -47,7 +47,7 @@ impl Implementing {
         match self {
             Self::Model(client, _) => {
                 let limits = Limits { retry: attempt.retry(), ..Limits::default() };
-                Ok(Box::new(ModelImplementer::new(client.take().ok_or_else(gone)?, limits, resume)))
+                Ok(Box::new(ModelImplementer::new(*client.take().ok_or_else(gone)?, limits, resume)))
             }
             Self::Command(template) => {
                 let (template, timeout) = template.take().ok_or_else(gone)?;
@@ -113,7 +113,7 @@ impl Attempt<'_> {
                 client.temperature = wish.temperature;
                 client.prices = prices;
                 let client = Client::new(client).map_err(|error| invalid(error.to_string()))?;
-                Ok(Implementing::Model(Some(client), prices.is_some()))
+                Ok(Implementing::Model(Some(Box::new(client)), prices.is_some()))
             }
             Wish::Command(wish) => {
                 let template = Template::of(wish).map_err(|error| invalid(format!("implementer.command: {error}")))?;

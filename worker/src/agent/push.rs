@@ -5,7 +5,8 @@ use std::time::Instant;
 use agents::Line;
 use agents::git::{Change, Commit, Order, Pushed};
 use agents::secret::find_known;
-use agents::workspace::Slot;
+use agents::workspace::{Slot, WorkspaceError};
+use schemas::record::TaskRecord;
 use schemas::transcript::Event;
 use schemas::{Code, State, TaskError};
 
@@ -13,8 +14,6 @@ use super::attempt::{Attempt, Failed};
 use super::keep;
 use super::keep::Pushing;
 use crate::fail;
-use agents::workspace::WorkspaceError;
-use schemas::record::TaskRecord;
 
 impl Attempt<'_> {
     /// What differs from the base. What has a secret in it does not leave.
@@ -55,7 +54,7 @@ impl Attempt<'_> {
         if record.state != State::Running || last != Some(&self.work.start) {
             return Err(lost("another start of it is ahead"));
         }
-        Ok(*record)
+        Ok(record)
     }
 
     async fn may_push(&self) -> Result<(), Failed> {

@@ -389,10 +389,12 @@ async fn tell(
     let name = worker.config.names.response_name(&defined.name, &name);
     let mut body: &[u8] = &answer.body;
     let size = answer.body.len() as u64;
-    let object = objects::put(worker, &worker.config.names.artifacts_bucket(), name, size, &mut body).await.map_err(|error| {
-        let message = format!("the response of {size} bytes could not be kept for its caller: {error}");
-        TaskError::new(Code::ResponseLost, message)
-    })?;
+    let object = objects::put(worker, &worker.config.names.artifacts_bucket(), name, size, &mut body).await.map_err(
+        |error| {
+            let message = format!("the response of {size} bytes could not be kept for its caller: {error}");
+            TaskError::new(Code::ResponseLost, message)
+        },
+    )?;
     headers.insert(header::OBJECT, object.name.as_str());
     Ok((headers, Bytes::new()))
 }
