@@ -72,10 +72,12 @@ async fn a_cancel_while_the_model_answers_leaves_nothing() {
 
 #[tokio::test]
 async fn a_cancel_while_a_command_of_the_model_runs_leaves_nothing() {
-    let world = World::of(json!([
-        {"calls": [{"name": "run_command", "arguments": {"command": "sleep 98765 & sleep 98765"}}]},
-        {"repeat": {"say": "Done."}},
-    ]))
+    let world = World::with(Scripted::conversations(json!([
+        {"match": "Once more", "turns": [{"repeat": {"say": "Done."}}]},
+        {"match": "", "turns": [
+            {"calls": [{"name": "run_command", "arguments": {"command": "sleep 98765 & sleep 98765"}}]},
+        ]},
+    ])))
     .await;
     let _worker = world.worker("w").await;
     world.fleet.publish(KEY, &world.job(json!({}))).await;

@@ -199,7 +199,7 @@ async fn registry_pool_and_store_hear_of_a_job() {
         assert_eq!(asked.headers.get("content-digest"), Some(&format!("sha-256=:{digest}:")));
     }
     for (path, days) in
-        [("changes.patch", Some("30")), ("tests.log", Some("14")), ("job.log", None), ("transcript.jsonl", Some("30"))]
+        [("changes.patch", Some("30")), ("tests.json", Some("14")), ("job.log", None), ("transcript.jsonl", Some("30"))]
     {
         let put = puts.iter().find(|asked| asked.path.ends_with(path)).expect("it was put");
         assert_eq!(put.headers.get("shoal-retention-days").map(String::as_str), days, "{path}");

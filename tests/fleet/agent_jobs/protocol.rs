@@ -319,7 +319,7 @@ async fn a_running_job_is_found_and_spoken_to() {
     .await;
     let _worker = world.worker("w").await;
     world.fleet.publish("default.t1", &world.job(json!({}))).await;
-    let agent = session(&world.fleet, "task-t1").await;
+    let agent = session(&world.fleet, "task-default-t1").await;
     assert_eq!(
         (&agent.info["metadata"]["role"], &agent.info["metadata"]["queue"]),
         (&json!("session"), &json!("default"))
@@ -342,7 +342,7 @@ async fn a_running_job_is_found_and_spoken_to() {
     let texts = replies.until_the_end().await;
     assert_eq!(texts.last().map(|(text, _)| text.as_str()), Some("I hear you."), "{texts:?}");
     succeeded(&world.fleet.ended("default.t1").await);
-    sessions(&world.fleet, "task-t1", 0).await;
+    sessions(&world.fleet, "task-default-t1", 0).await;
     world.model_is_content();
 }
 
@@ -356,7 +356,7 @@ async fn who_still_listens_hears_the_end_of_a_running_job() {
         format!("while [ ! -e {} ]; do sleep 0.05; done; printf 'echo $(($1 + $2))\\n' > add.sh", gate.display());
     let job = world.job(json!({"implementer": {"kind": "command", "command": ["sh", "-c", script]}}));
     world.fleet.publish("default.t2", &job).await;
-    let agent = session(&world.fleet, "task-t2").await;
+    let agent = session(&world.fleet, "task-default-t2").await;
     let replies = agent.prompt(&world.fleet, "Are you there?").await;
     std::fs::write(&gate, "").expect("a gate");
     replies.until_the_end().await;
