@@ -20,7 +20,7 @@ async fn one_commit_becomes_the_remotes_branch_and_a_second_push_is_no_other() {
     assert_eq!(origin.tip(&reference()).as_deref(), Some(order.commit.as_str()));
     assert_eq!(slot.push(&order).await.unwrap(), Pushed::Done, "as after a crash before the push was heard of");
     let log = git(&origin.path(), ["log", "--format=%an|%s|%b", "-1", BRANCH]);
-    assert_eq!(log, "Shoal|feat(task-t1): work|In full.");
+    assert_eq!(log, "Shoal|feat(task-t1): work|In full.\n\nShoal-Task: q.t1");
     assert_eq!(
         git(&origin.path(), ["for-each-ref", "--format=%(refname)"]),
         format!("{}\nrefs/heads/main", reference())

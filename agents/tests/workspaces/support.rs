@@ -164,13 +164,14 @@ pub async fn change(slot: &Slot) -> Change {
 
 /// The change of the slot as a commit, and the order to push it.
 pub async fn order(slot: &Slot, fetched: &Fetched) -> Order {
-    let commit = slot.commit(&change(slot).await, "feat(task-t1): work\n\nIn full.\n").await.unwrap();
+    let commit =
+        slot.commit(&change(slot).await, "feat(task-t1): work\n\nIn full.\n\nShoal-Task: q.t1\n").await.unwrap();
     Order {
         commit,
         base: fetched.base_name.clone(),
         branch: BRANCH.to_owned(),
         began: fetched.branch.clone(),
-        mark: "feat(task-t1): ".to_owned(),
+        mark: "Shoal-Task: q.t1".to_owned(),
         author: git::Author::default(),
     }
 }

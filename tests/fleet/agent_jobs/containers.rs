@@ -74,6 +74,32 @@ async fn commands_and_tests_run_in_containers_that_see_the_workspace_and_nothing
     drop(worker);
 }
 
+/// What the worker itself follows on this machine must be nothing that a command can replace by a link.
+#[tokio::test]
+async fn a_command_reaches_neither_the_workers_own_files_nor_the_place_of_the_workspace() {
+    let engine = engine!();
+    let try_it = "ls -A /shoal; ls /shoal/git /shoal/index /shoal/state.json; mv /shoal/tree /shoal/away; \
+                  mv /shoal/home /shoal/away; rmdir /shoal/home; ln -s /etc /shoal/git; ln -s /etc/passwd /shoal/index; true";
+    let world = World::of(json!([
+        {"calls": [call("run_command", json!({"command": try_it}))]},
+        {"seen": "busy", "calls": [call("write_file", json!({"path": "add.sh", "content": RIGHT}))]},
+        {"say": "It adds now."},
+    ]))
+    .await;
+    let passwd = std::fs::read("/etc/passwd").expect("it can be read");
+    let worker = builder(&world, &engine, "w").start().await;
+    let record = world.run("default.t", contained(IMAGE, json!({}))).await;
+    succeeded(&record);
+    world.model_is_content();
+    let log = world.artifact("t", "job.log").await;
+    for own in ["/shoal/git", "/shoal/index", "/shoal/state.json"] {
+        assert!(log.contains(&format!("{own}: No such file")), "{log}");
+    }
+    assert_eq!(std::fs::read("/etc/passwd").expect("it can be read"), passwd);
+    nothing_left(&world, &engine).await;
+    drop(worker);
+}
+
 #[tokio::test]
 async fn an_entrypoint_of_the_image_stands_in_front_of_no_command() {
     let engine = engine!();
