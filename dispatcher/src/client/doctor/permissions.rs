@@ -74,9 +74,8 @@ impl Role {
         match self {
             Self::Submitter => {
                 publish.push(names.tasks_subjects());
-                publish.extend([read(&tasks), read(&records), read(&talk)].concat());
-                publish.push(names.talk_in_subject("*"));
-                listen.push(names.talk_out_subject("*"));
+                // Who also speaks with agent jobs needs `shoal.agents.*.in` and `.out`, and reads `SHOAL_AGENTS`.
+                publish.extend([read(&tasks), read(&records)].concat());
                 listen.push(format!("{prefix}.events.tasks.>"));
             }
             Self::Worker => {
@@ -177,8 +176,6 @@ impl Role {
                     format!("{prefix}.control.*.info"),
                 ]);
                 publish.extend(of_functions);
-                publish.extend(read(&talk));
-                listen.push(names.talk_out_subject("*"));
             }
         }
         (publish, listen)
