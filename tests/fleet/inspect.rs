@@ -18,9 +18,14 @@ async fn every_store_is_there_under_its_plain_name() {
         "KV_shoal_agents",
         "KV_shoal_functions",
         "KV_shoal_instances",
+        "KV_shoal_playbooks",
         "KV_shoal_queues",
+        "KV_shoal_slots",
         "KV_shoal_tasks",
         "OBJ_shoal_artifacts",
+        "OBJ_shoal_artifacts_14d",
+        "OBJ_shoal_artifacts_30d",
+        "SHOAL_AGENTS",
         "SHOAL_DEAD",
         "SHOAL_ENSURE",
         "SHOAL_LOGS",
@@ -33,10 +38,18 @@ async fn every_store_is_there_under_its_plain_name() {
         assert_eq!(config.retention, RetentionPolicy::WorkQueue, "{name}");
         assert_eq!((config.max_messages_per_subject, config.discard), (1, DiscardPolicy::New), "{name}");
     }
-    for name in ["SHOAL_LOGS", "SHOAL_DEAD"] {
+    for name in ["SHOAL_LOGS", "SHOAL_DEAD", "SHOAL_AGENTS"] {
         assert_eq!(fleet.stream(name).await.cached_info().config.retention, RetentionPolicy::Limits, "{name}");
     }
-    for bucket in ["shoal_tasks", "shoal_agents", "shoal_queues", "shoal_functions", "shoal_instances"] {
+    for bucket in [
+        "shoal_tasks",
+        "shoal_agents",
+        "shoal_queues",
+        "shoal_functions",
+        "shoal_instances",
+        "shoal_slots",
+        "shoal_playbooks",
+    ] {
         let store = fleet.js.get_key_value(bucket).await.unwrap_or_else(|e| panic!("bucket {bucket}: {e}"));
         assert_eq!(store.stream.cached_info().config.max_messages_per_subject, 1, "{bucket}");
     }

@@ -267,12 +267,12 @@ mod tests {
                 serde_json::json!({"number": number, "at": at, "queue": "default", "start": start, "event": event});
             entry.to_string().into_bytes()
         };
-        let start = "0198f3c2-0000-7000-8000-000000000001";
+        let start = "k3v9x2abcdef";
         let read = Some((serde_json::from_value(start.into()).unwrap(), 3));
         let is_read = |payload: &[u8]| is_read(payload, read.as_ref());
         assert!(is_read(&entry(2, start)) && is_read(&entry(3, start)));
         assert!(!is_read(&entry(4, start)));
-        assert!(!is_read(&entry(1, "0198f3c2-0000-7000-8000-000000000002")), "another start counts anew");
+        assert!(!is_read(&entry(1, "m4w8y1bcdefg")), "another start counts anew");
         assert!(!is_read(b"of another version"));
         assert!(!super::is_read(&entry(1, start), None));
     }
