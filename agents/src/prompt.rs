@@ -38,11 +38,6 @@ pub fn prompt(job: &AgentJob, id: &TaskId, test: Option<&str>, before: Option<&s
     text
 }
 
-/// What an implementer is told when the tests failed.
-pub fn tests_failed(how: &str, command: &str, output: &str) -> String {
-    format!("The tests failed ({how}). Mend the change. What `{command}` wrote:\n\n{}\n", output.trim())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

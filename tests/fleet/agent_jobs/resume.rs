@@ -1,7 +1,5 @@
 //! A worker that dies with an agent job: the next one goes on from what was kept, and nothing is applied twice.
 
-use std::time::Duration;
-
 use schemas::transcript::{Event, JobPhase};
 use schemas::{Outcome, State};
 use serde_json::json;
@@ -170,7 +168,6 @@ async fn a_frozen_worker_that_thaws_pushes_nothing_late() {
     succeeded(&record);
     let commit = world.repo.tip(BRANCH);
     world.fleet.agent_where("first", "the thawed worker has nothing left", |agent| agent.running_count == 0).await;
-    tokio::time::sleep(Duration::from_millis(1)).await;
     assert_eq!(world.repo.tip(BRANCH), commit, "the late one pushed nothing");
     assert_eq!(report(&record).commit, commit);
 }

@@ -407,6 +407,25 @@ impl Attempt<'_> {
         Ok(())
     }
 
+    /// Waits until something may be tried again, told on the line; the error, if that makes no sense. For what borrows too
+    /// much to be handed to [`retried`].
+    pub(super) async fn before_next_try(
+        &self,
+        what: &str,
+        retry: &Retry,
+        tried: u32,
+        error: WorkspaceError,
+    ) -> Result<(), Failed> {
+        let Some(pause) = retry.pause(tried, error.again()) else { return Err(error.to_task_error()) };
+        self.ledger.tell(Event::Retry {
+            what: what.to_owned(),
+            why: error.to_string(),
+            after_ms: u64::try_from(pause.as_millis()).unwrap_or(u64::MAX),
+        });
+        tokio::time::sleep(pause).await;
+        Ok(())
+    }
+
     pub(super) async fn fetch(&self, slot: &mut Slot, want: &Want) -> Result<Fetched, Failed> {
         let retry = self.retry();
         let mut tried = 0;
@@ -416,13 +435,7 @@ impl Attempt<'_> {
                 Ok(fetched) => return Ok(fetched),
                 Err(error) => error,
             };
-            let Some(pause) = retry.pause(tried, error.again()) else { return Err(error.to_task_error()) };
-            self.ledger.tell(Event::Retry {
-                what: "fetch".to_owned(),
-                why: error.to_string(),
-                after_ms: u64::try_from(pause.as_millis()).unwrap_or(u64::MAX),
-            });
-            tokio::time::sleep(pause).await;
+            self.before_next_try("fetch", &retry, tried, error).await?;
         }
     }
 

@@ -2,12 +2,10 @@
 
 use std::time::Instant;
 
-use agents::Line;
 use agents::git::{Change, Commit, Order, Pushed};
 use agents::secret::find_known;
 use agents::workspace::{Slot, WorkspaceError};
 use schemas::record::TaskRecord;
-use schemas::transcript::Event;
 use schemas::{Code, State, TaskError};
 
 use super::attempt::{Attempt, Failed};
@@ -111,13 +109,7 @@ impl Attempt<'_> {
                 }
                 Err(error) => error,
             };
-            let Some(pause) = retry.pause(tried, error.again()) else { return Err(error.to_task_error()) };
-            self.ledger.tell(Event::Retry {
-                what: "push".to_owned(),
-                why: error.to_string(),
-                after_ms: u64::try_from(pause.as_millis()).unwrap_or(u64::MAX),
-            });
-            tokio::time::sleep(pause).await;
+            self.before_next_try("push", &retry, tried, error).await?;
         }
     }
 
