@@ -33,6 +33,7 @@ pub mod retry;
 pub mod run;
 pub mod stores;
 pub mod submit;
+pub mod transcript;
 pub mod view;
 pub mod wait;
 pub mod worker;
