@@ -160,7 +160,7 @@ codes! {
     StorageLow = "storage_low", "warning, error";
     /// Fewer copies of a store than this cluster could keep.
     ReplicasLow = "replicas_low", "warning";
-    /// A copy of a store is away or behind.
+    /// A server is down or its copies of stores are behind.
     ReplicaBehind = "replica_behind", "warning";
     /// A stream or bucket of the fleet is not there.
     StoreMissing = "store_missing", "error";

@@ -1,5 +1,7 @@
 //! Streams and buckets: what `shoal admin apply` would change, where the copies are, what the server lost.
 
+use std::collections::BTreeMap;
+
 use jetstream::{Copy, Difference, JetStream, Plan, StreamInfo};
 use schemas::doctor::{Finding, FindingCode, Severity};
 use schemas::loss::{LOSS, Loss};
@@ -31,7 +33,7 @@ pub(super) async fn check(on: &Doctor<'_>) -> Result<Notes, ClientError> {
                     None => missing.push(spec.name.clone()),
                     Some(info) => {
                         notes.findings.extend(judge(spec, info));
-                        if behind(&spec.name, info, info).is_some() {
+                        if lacking(info).next().is_some() {
                             doubtful.push((spec.name.clone(), info.clone()));
                         }
                         if copies(info) < SAFE {
@@ -46,12 +48,14 @@ pub(super) async fn check(on: &Doctor<'_>) -> Result<Notes, ClientError> {
     if !doubtful.is_empty() {
         tokio::time::sleep(on.examination.wait).await;
     }
+    let mut looks = Vec::new();
     for (stream, before) in doubtful {
         match client.js.stream_info(&stream).await {
-            Ok(now) => notes.findings.extend(now.and_then(|now| behind(&stream, &before, &now))),
+            Ok(now) => looks.extend(now.map(|now| (stream, before, now))),
             Err(error) => notes.find(failed(&format!("stream {stream}"), told(&error))),
         }
     }
+    notes.findings.extend(behind(&looks));
     notes.findings.extend(judge_missing(&client.names.prefix().to_string(), missing));
     let servers = if server.cluster.is_some() { server.connect_urls.len() as u64 } else { 1 };
     notes.findings.extend(judge_copies(servers, single));
@@ -127,23 +131,29 @@ fn judge(spec: &StreamSpec, info: &StreamInfo) -> Vec<Finding> {
     findings
 }
 
-/// Copies that are away or lack something. Under load a copy may be a moment behind, so two looks must say it.
-fn behind(stream: &str, first: &StreamInfo, second: &StreamInfo) -> Option<Finding> {
-    let lacks = |copy: &Copy| copy.offline || !copy.current;
-    let before = |copy: &Copy| first.cluster.replicas.iter().any(|it| it.name == copy.name && lacks(it));
-    let behind = second.cluster.replicas.iter().filter(|copy| lacks(copy) && before(copy));
-    let behind: Vec<String> = behind
-        .map(|copy| match copy.offline {
-            true => format!("{} is offline", copy.name),
-            false => format!("{} lacks {}", copy.name, count(copy.lag, "write")),
-        })
-        .collect();
-    (!behind.is_empty()).then(|| {
-        Finding::new(Severity::Warning, FindingCode::ReplicaBehind, format!("stream {stream}"))
-            .says(format!("not every copy is whole: {}", behind.join(", ")))
-            .seen("copies", behind)
-            .next(format!("nats stream info {stream}; nats server report jetstream"))
-    })
+fn lacking(info: &StreamInfo) -> impl Iterator<Item = &Copy> {
+    info.cluster.replicas.iter().filter(|copy| copy.offline || !copy.current)
+}
+
+/// The servers whose copies are away or lack something, with what each look at a stream saw: one that is down is one fault,
+/// however many streams there are. Under load a copy may be a moment behind, so both looks must say it.
+fn behind(looks: &[(String, StreamInfo, StreamInfo)]) -> Vec<Finding> {
+    let mut servers: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for (stream, before, now) in looks {
+        for copy in lacking(now).filter(|copy| lacking(before).any(|it| it.name == copy.name)) {
+            servers.entry(&copy.name).or_default().push(match copy.offline {
+                true => format!("{stream} is offline"),
+                false => format!("{stream} lacks {}", count(copy.lag, "write")),
+            });
+        }
+    }
+    let told = |(server, copies): (&str, Vec<String>)| {
+        Finding::new(Severity::Warning, FindingCode::ReplicaBehind, format!("the server {server}"))
+            .says(format!("its copies are not whole: {}", copies.join(", ")))
+            .seen("copies", copies)
+            .next("nats server report jetstream")
+    };
+    servers.into_iter().map(told).collect()
 }
 
 fn words(differences: &[&Difference]) -> String {
@@ -207,10 +217,11 @@ mod tests {
             let copies = json!({"name": "c", "replicas": [{"name": "b", "current": current, "lag": 3}]});
             serde_json::from_value(json!({"config": {}, "created": "2026-11-20T10:00:00Z", "cluster": copies})).unwrap()
         };
-        assert_eq!(behind("S", &info(true), &info(false)), None);
-        assert_eq!(behind("S", &info(false), &info(true)), None);
-        let finding = behind("S", &info(false), &info(false)).unwrap();
-        assert!(finding.message.contains("b lacks 3 writes"), "{}", finding.message);
+        let look = |name: &str, first, second| (name.to_owned(), info(first), info(second));
+        assert_eq!(behind(&[look("S", true, false), look("T", false, true)]), []);
+        let [ref finding] = behind(&[look("S", false, false), look("T", false, false)])[..] else { panic!("one") };
+        assert_eq!(finding.about, "the server b");
+        assert_eq!(finding.message, "its copies are not whole: S lacks 3 writes, T lacks 3 writes");
     }
 
     #[test]
