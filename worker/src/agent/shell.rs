@@ -16,7 +16,9 @@ use schemas::task::{Container, Mount, Process, WORK_FOLDER};
 use schemas::{Code, StartId, TaskError, TaskKey, Workload};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::unix::pipe;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::logs::LogWriter;
 use crate::runtime::{Bounds, Exit, Job, Runtime, RuntimeError, StartError, Started};
@@ -24,6 +26,8 @@ use crate::worker::new_start_id;
 
 /// Between the polite signal and the kill of a command whose time is over.
 const GRACE: Duration = Duration::from_secs(5);
+/// For what a command wrote last to be read, once it is gone.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Read at once from a command's output.
 const READ: usize = 16 << 10;
 
@@ -53,6 +57,10 @@ struct Inner {
     used: Mutex<Usage>,
     /// What runs, to be stopped at the job's end.
     running: Mutex<Vec<StartId>>,
+    /// One for each stream that is not at its end.
+    followers: TaskTracker,
+    /// Streams without an end are given up.
+    given_up: CancellationToken,
     closed: CancellationToken,
 }
 
@@ -128,6 +136,8 @@ impl JobShell {
                 mask,
                 used: Mutex::default(),
                 running: Mutex::default(),
+                followers: TaskTracker::new(),
+                given_up: CancellationToken::new(),
                 closed: CancellationToken::new(),
             }),
         }
@@ -138,7 +148,8 @@ impl JobShell {
         self.inner.used.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Stops what still runs, each within `grace`, and returns when all of it is gone. Nothing can be started after it.
+    /// Stops what still runs, each within `grace`, and returns when all of it is gone and its last words are in the log.
+    /// Nothing can be started after it.
     pub async fn close(&self, grace: Duration) {
         self.inner.closed.cancel();
         let running = self.inner.running.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -149,6 +160,12 @@ impl JobShell {
             self.inner.finish(start).await;
         }))
         .await;
+        self.inner.followers.close();
+        // What has escaped from its command may hold a stream open.
+        if tokio::time::timeout(LAST_WORDS, self.inner.followers.wait()).await.is_err() {
+            tracing::debug!(task = %self.inner.key, "a command's output has no end");
+            self.inner.given_up.cancel();
+        }
     }
 }
 
@@ -203,6 +220,7 @@ impl agents::Shell for JobShell {
             let ended = self.inner.clone().ended(start, command.timeout);
             let (ended, stdout, stderr) = tokio::join!(ended, out, err);
             guard.over();
+            let (stdout, stderr) = (stdout.unwrap_or_default(), stderr.unwrap_or_default());
             ended.map(|ran| Ran { stdout, stderr, ..ran })
         }
         .boxed()
@@ -220,13 +238,13 @@ impl agents::Shell for JobShell {
             let seen = agents::Shell::sees(self, &name);
             let (start, started) = self.inner.start(&command, Some(&seen)).await?;
             let guard = Stopping { inner: self.inner.clone(), start: Some(start.clone()) };
-            let (inner, keep, mask) = (self.inner.clone(), command.keep, self.inner.mask.stream());
+            let err = self.inner.follow(started.stderr, LogSource::Stderr, command.keep, self.inner.mask.stream());
+            let inner = self.inner.clone();
             let end = async move {
-                let err = inner.follow(started.stderr, LogSource::Stderr, keep, mask);
-                let (ended, stderr) = tokio::join!(inner.clone().ended(start, command.timeout), err);
+                let (ended, stderr) = tokio::join!(inner.ended(start, command.timeout), err);
                 let _ = std::fs::remove_file(&path);
                 guard.over();
-                ended.map(|ran| Ran { stderr, ..ran })
+                ended.map(|ran| Ran { stderr: stderr.unwrap_or_default(), ..ran })
             };
             Ok(Conversation { stdin: Box::new(stdin), stdout: started.stdout, end: end.boxed() })
         }
@@ -339,8 +357,23 @@ impl Inner {
         used.peak_memory_bytes = used.peak_memory_bytes.max(usage.peak_memory_bytes);
     }
 
-    /// Carries one stream to its end: masked, into the log, and kept in part.
-    async fn follow(
+    /// Carries one stream to its end, also when nobody waits for its command any more: masked, into the log, and kept in
+    /// part.
+    fn follow(
+        self: &Arc<Self>,
+        from: Box<dyn AsyncRead + Send + Unpin>,
+        source: LogSource,
+        keep: usize,
+        mask: agents::secret::MaskStream,
+    ) -> JoinHandle<Kept> {
+        let inner = self.clone();
+        self.followers.spawn(async move {
+            let carried = inner.carry(from, source, keep, mask);
+            inner.given_up.run_until_cancelled(carried).await.unwrap_or_default()
+        })
+    }
+
+    async fn carry(
         &self,
         mut from: Box<dyn AsyncRead + Send + Unpin>,
         source: LogSource,
