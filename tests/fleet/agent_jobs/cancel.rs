@@ -4,6 +4,7 @@ use schemas::State;
 use schemas::transcript::{Event, JobPhase};
 use serde_json::json;
 
+use super::outside::Rest;
 use super::scripted::Scripted;
 use super::{World, mends, until};
 use crate::support::repo::RIGHT;
@@ -18,11 +19,11 @@ async fn cancelled_in(world: &World, phase: JobPhase) {
     let record = world.fleet.ended(KEY).await;
     assert_eq!(record.state, State::Cancelled, "{phase}: {record:#?}");
     assert_eq!(world.repo.branches(), Vec::<String>::new(), "{phase}");
-    let folder = world.fleet.folder().display().to_string();
+    let (folder, hangs) = (world.fleet.folder().display().to_string(), hang(world));
     let nothing_runs = async || {
         let all = std::process::Command::new("ps").args(["-eo", "args"]).output().expect("ps runs");
         let all = String::from_utf8_lossy(&all.stdout).into_owned();
-        !all.lines().any(|line| line.contains("sleep 98765") || (line.starts_with("git ") && line.contains(&folder)))
+        !all.lines().any(|line| line.contains(&hangs) || (line.starts_with("git ") && line.contains(&folder)))
     };
     until("no process is left", nothing_runs).await;
     let free = async || {
@@ -35,8 +36,72 @@ async fn cancelled_in(world: &World, phase: JobPhase) {
     assert!(super::report(&again).phases.len() >= 5, "{again:#?}");
 }
 
-fn hang(phase: &str) -> String {
-    format!("# {phase}\nsleep 98765")
+/// A command without an end that no other test has.
+fn hang(world: &World) -> String {
+    let folder = std::fs::metadata(world.fleet.folder()).expect("it is there");
+    format!("sleep 9{}", std::os::unix::fs::MetadataExt::ino(&folder))
+}
+
+/// A model that mends the fault, and has nothing to add when it is asked once more.
+async fn willing() -> World {
+    World::of(json!([
+        {"calls": [{"name": "write_file", "arguments": {"path": "add.sh", "content": RIGHT}}]},
+        {"repeat": {"say": "Done."}},
+    ]))
+    .await
+}
+
+/// Cancels in this phase, while git hangs there for once: at the first command whose words match this pattern.
+async fn cancelled_at(phase: JobPhase, pattern: &str) {
+    let world = willing().await;
+    let bin = world.fleet.folder().join("bin");
+    let reached = world.fleet.folder().join("reached");
+    std::fs::create_dir(&bin).unwrap();
+    let path = std::env::var("PATH").unwrap();
+    let git = std::env::split_paths(&path).map(|folder| folder.join("git")).find(|it| it.exists()).unwrap();
+    let script = format!(
+        "#!/bin/sh\ncase \"$*\" in {pattern}) [ -e {reached} ] || {{ touch {reached}; exec {hang}; }};; esac\nexec {git} \"$@\"\n",
+        reached = reached.display(),
+        hang = hang(&world),
+        git = git.display(),
+    );
+    std::fs::write(bin.join("git"), script).unwrap();
+    std::fs::set_permissions(bin.join("git"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let _worker = world.builder("w").env("PATH", &format!("{}:{path}", bin.display())).start().await;
+    world.fleet.publish(KEY, &world.job(json!({"keep": {"remote": true}}))).await;
+    until("git hangs", async || reached.exists()).await;
+    cancelled_in(&world, phase).await;
+}
+
+#[tokio::test]
+async fn a_cancel_while_it_takes_a_workspace_leaves_nothing() {
+    let world = willing().await;
+    // It waits for a slot of the pool.
+    let pool = Rest::start(|asked, before| match (asked.method.as_str(), before) {
+        ("POST", 0) => None,
+        ("POST", _) => Some((201, "", json!({"slot": "s1", "lease_s": 60}))),
+        _ => Some((204, "", json!(null))),
+    })
+    .await;
+    let _worker = world.builder("w").env("REPO_POOL_URL", &pool.url).start().await;
+    world.fleet.publish(KEY, &world.job(json!({}))).await;
+    until("the pool is asked", async || !pool.asked().is_empty()).await;
+    cancelled_in(&world, JobPhase::Slot).await;
+}
+
+#[tokio::test]
+async fn a_cancel_while_the_workspace_is_brought_to_the_base_leaves_nothing() {
+    cancelled_at(JobPhase::Rebase, "*read-tree*--reset*").await;
+}
+
+#[tokio::test]
+async fn a_cancel_while_it_commits_leaves_nothing() {
+    cancelled_at(JobPhase::Commit, "*commit-tree*").await;
+}
+
+#[tokio::test]
+async fn a_cancel_while_it_reports_takes_the_branch_back() {
+    cancelled_at(JobPhase::Report, "*'ls-remote -- '*refs/shoal/wip/*").await;
 }
 
 #[tokio::test]
@@ -44,7 +109,7 @@ async fn a_cancel_while_fetching_leaves_nothing() {
     // A remote that never answers: the fetch hangs in ssh.
     let world = World::of(mends()).await;
     let ssh = world.fleet.folder().join("ssh");
-    std::fs::write(&ssh, "#!/bin/sh\nexec sleep 98765\n").unwrap();
+    std::fs::write(&ssh, format!("#!/bin/sh\nexec {}\n", hang(&world))).unwrap();
     std::fs::set_permissions(&ssh, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let allowed = format!("{}/**,ssh://**", world.fleet.folder().display());
     let _worker = world
@@ -75,12 +140,12 @@ async fn a_cancel_while_a_command_of_the_model_runs_leaves_nothing() {
     let world = World::with(Scripted::conversations(json!([
         {"match": "Once more", "turns": [{"repeat": {"say": "Done."}}]},
         {"match": "", "turns": [
-            {"calls": [{"name": "run_command", "arguments": {"command": "sleep 98765 & sleep 98765"}}]},
+            {"calls": [{"name": "run_command", "arguments": {"command": "$HANG & $HANG"}}]},
         ]},
     ])))
     .await;
     let _worker = world.worker("w").await;
-    world.fleet.publish(KEY, &world.job(json!({}))).await;
+    world.fleet.publish(KEY, &world.job(json!({"env": {"HANG": hang(&world)}}))).await;
     let called = async || world.told("t").await.iter().any(|entry| matches!(entry.event, Event::ToolCall { .. }));
     until("the command runs", called).await;
     cancelled_in(&world, JobPhase::Implement).await;
@@ -88,24 +153,16 @@ async fn a_cancel_while_a_command_of_the_model_runs_leaves_nothing() {
 
 #[tokio::test]
 async fn a_cancel_while_the_tests_run_leaves_nothing() {
-    let world = World::of(json!([
-        {"calls": [{"name": "write_file", "arguments": {"path": "add.sh", "content": RIGHT}}]},
-        {"repeat": {"say": "Done."}},
-    ]))
-    .await;
+    let world = willing().await;
     let _worker = world.worker("w").await;
-    let playbook = json!({"name": "slow", "steps": [{"name": "test", "kind": "test", "command": hang("tests")}]});
+    let playbook = json!({"name": "slow", "steps": [{"name": "test", "kind": "test", "command": hang(&world)}]});
     world.fleet.publish(KEY, &world.job(json!({"playbook": {"kind": "inline", "playbook": playbook}}))).await;
     cancelled_in(&world, JobPhase::Test).await;
 }
 
 #[tokio::test]
 async fn a_cancel_while_it_pushes_takes_the_branch_back() {
-    let world = World::of(json!([
-        {"calls": [{"name": "write_file", "arguments": {"path": "add.sh", "content": RIGHT}}]},
-        {"repeat": {"say": "Done."}},
-    ]))
-    .await;
+    let world = willing().await;
     // The branch is there, and the one who pushes is not told: the remote is slow to say so.
     let reached = world.fleet.folder().join("reached");
     world.repo.hook(

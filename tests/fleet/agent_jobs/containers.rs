@@ -13,7 +13,7 @@ use crate::support::{Engine, IMAGE, IMAGE_ENTRYPOINT, WorkerBuilder, engine, eve
 const BRANCH: &str = "feature/task-t-add-do-not-subtract";
 
 /// A worker whose agent jobs may have containers.
-fn builder<'a>(world: &'a World, engine: &Engine, name: &str) -> WorkerBuilder<'a> {
+pub(super) fn builder<'a>(world: &'a World, engine: &Engine, name: &str) -> WorkerBuilder<'a> {
     world.builder(&engine.id(name)).runtimes("call,docker,agent").env("SHOAL_DOCKER_HOST", &engine.host())
 }
 
@@ -25,7 +25,7 @@ fn contained(image: &str, more: Value) -> Value {
 }
 
 /// Nothing of any job on the engine, no mount of this fleet's folder, every slot free, and its files the worker's own.
-async fn nothing_left(world: &World, engine: &Engine) {
+pub(super) async fn nothing_left(world: &World, engine: &Engine) {
     engine.is_clean().await;
     let folder = world.fleet.folder().display().to_string();
     let mounts = std::fs::read_to_string("/proc/mounts").expect("mounts can be read");

@@ -19,26 +19,26 @@ const TOKEN: &str = "outside-0123456789-secret";
 
 /// What was asked.
 #[derive(Clone, Debug)]
-struct Asked {
-    method: String,
-    path: String,
+pub(super) struct Asked {
+    pub(super) method: String,
+    pub(super) path: String,
     headers: HashMap<String, String>,
     body: Vec<u8>,
 }
 
 /// What is answered: status, headers, JSON. `None`: nothing, ever.
-type Answer = Option<(u16, &'static str, Value)>;
+pub(super) type Answer = Option<(u16, &'static str, Value)>;
 
 /// A REST service that notes what is asked.
-struct Rest {
-    url: String,
+pub(super) struct Rest {
+    pub(super) url: String,
     asked: Arc<Mutex<Vec<Asked>>>,
     server: JoinHandle<()>,
 }
 
 impl Rest {
     /// `answer` is given each request, and how many were before it.
-    async fn start(answer: impl Fn(&Asked, usize) -> Answer + Send + Sync + 'static) -> Self {
+    pub(super) async fn start(answer: impl Fn(&Asked, usize) -> Answer + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         // Below a folder, as behind a gateway.
         let url = format!("http://{}/api", listener.local_addr().expect("its address"));
@@ -53,7 +53,7 @@ impl Rest {
     }
 
     /// One that says yes to everything.
-    async fn content() -> Self {
+    pub(super) async fn content() -> Self {
         Self::start(|asked, before| match (asked.method.as_str(), asked.path.as_str()) {
             ("POST", "/api/slots") => Some((201, "", json!({"slot": format!("slot {before}"), "lease_s": 60}))),
             _ => Some((204, "", Value::Null)),
@@ -61,7 +61,7 @@ impl Rest {
         .await
     }
 
-    fn asked(&self) -> Vec<Asked> {
+    pub(super) fn asked(&self) -> Vec<Asked> {
         self.asked.lock().expect("nothing panics with it").clone()
     }
 

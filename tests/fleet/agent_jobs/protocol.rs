@@ -140,6 +140,15 @@ impl Replies {
         }
     }
 
+    /// Reads until it was told so many times that somebody is there, past whatever else is said.
+    async fn acked(&mut self, times: usize) {
+        while self.acks < times {
+            let message = in_time("an ack", self.inbox.next()).await.expect("the inbox is open");
+            let chunk: Value = serde_json::from_slice(&message.payload).expect("a chunk, not the end");
+            self.acks += usize::from(chunk == json!({"type": "status", "data": "ack"}));
+        }
+    }
+
     /// The next one, which is a text.
     async fn text(&mut self) -> (String, Value) {
         match self.next().await {
@@ -392,6 +401,45 @@ async fn bad_requests_are_refused_with_a_code() {
     assert_eq!(code, 400, "{words}");
     let tasks = fleet.messages(&fleet.names.tasks_stream(), "shoal.tasks.>").await;
     assert_eq!(tasks.len(), 1, "nothing else became a task");
+}
+
+/// As many as are answered at once by one who speaks.
+const MOST: usize = 32;
+
+#[tokio::test]
+async fn more_than_are_answered_at_once_are_told_so_and_may_come_again() {
+    let world = World::of(json!([{"hang": true}])).await;
+    let _worker = world.worker("w").await;
+    world.fleet.publish("default.t1", &world.job(json!({}))).await;
+    let agent = session(&world.fleet, "task-default-t1").await;
+    let mut callers = Vec::new();
+    for n in 0..MOST {
+        callers.push(agent.prompt(&world.fleet, format!("word {n}")).await);
+    }
+    let (code, words) = agent.prompt(&world.fleet, "one too many").await.error().await;
+    assert_eq!((code, words.contains("too many")), (429, true), "{words}");
+    let said = world.told("t1").await.into_iter().filter_map(|entry| match entry.event {
+        schemas::transcript::Event::Said { text } => Some(text),
+        _ => None,
+    });
+    assert!(said.into_iter().all(|text| text != "one too many"), "what is refused is not said");
+    world.fleet.shoal(&["cancel", "t1"]).await.ok();
+    for replies in callers {
+        replies.until_the_end().await;
+    }
+}
+
+#[tokio::test]
+async fn who_waits_long_is_told_that_somebody_is_there() {
+    let (world, _dispatcher, door) = with_a_door(json!([{"hang": true}])).await;
+    let _worker = world.worker("w").await;
+    let mut of_door = door.prompt(&world.fleet, "Wait for me").await;
+    let (key, _) = of_door.text().await;
+    let job = session(&world.fleet, &format!("task-{}", key.replace('.', "-"))).await;
+    let mut of_job = job.prompt(&world.fleet, "Are you there?").await;
+    // Once at the start, and again 30 s later.
+    tokio::join!(of_door.acked(2), of_job.acked(2));
+    world.fleet.shoal(&["cancel", &key]).await.ok();
 }
 
 #[tokio::test]
