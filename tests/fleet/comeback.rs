@@ -89,7 +89,7 @@ async fn a_worker_that_is_started_again_gives_back_what_its_dead_boot_held() {
     }
     let request = in_time("the service is asked again", asked.next()).await.expect("the subscription lives");
     fleet.nats.publish(request.reply.expect("a request"), "".into()).await.expect("answered");
-    assert!(worker.stderr().contains("gave back what an earlier boot held"), "{}", worker.stderr());
+    worker.logged("gave back what an earlier boot held").await;
     for job in &jobs {
         job.open();
     }
@@ -170,7 +170,7 @@ async fn a_task_that_another_worker_has_claimed_is_not_disturbed() {
 
     // Late: what it held is somebody else's by now, and it says so by leaving it alone.
     let worker = fleet.worker("w").start().await;
-    assert!(worker.stderr().contains("given=0"), "{}", worker.stderr());
+    worker.logged("given=0").await;
     assert!(notes(&fleet, "w").is_empty());
     // With a free slot beside it, a task given back would start at once.
     assert_eq!(fleet.run("default.next", &noop()).await.state, State::Succeeded);
@@ -220,7 +220,7 @@ async fn torn_and_foreign_notes_harm_nothing() {
     std::fs::create_dir(here.join("folder.json")).expect("made");
 
     let worker = fleet.worker("w").slots(2).start().await;
-    assert!(worker.stderr().contains("given=1"), "{}", worker.stderr());
+    worker.logged("given=1").await;
     job.started(2).await;
     job.open();
     lost_once(&fleet.run_ended("default.a", sequence).await);
@@ -346,7 +346,7 @@ async fn nothing_is_given_back_while_the_guard_of_the_dead_boot_is_at_work() {
 
     // A boot that cannot know does without, and leaves the note to one that can.
     let mut second = fleet.worker("w").start().await;
-    assert!(second.stderr().contains("something of an earlier boot still runs"), "{}", second.stderr());
+    second.logged("something of an earlier boot still runs").await;
     assert_eq!(fleet.run("default.next", &noop()).await.state, State::Succeeded);
     assert_eq!((job.starts(), notes(&fleet, "w").len()), (1, 1));
     second.kill().await;

@@ -852,11 +852,12 @@ async fn every_operation_answers_as_the_document_says() {
     call("removeAgent", "/api/agents/ext", &[]).await.status(204);
     call("listQueues", "/api/queues", &[]).await.status(200);
 
-    let _worker = play_instance(&fleet).await;
     let image = ["--json", r#"{"image":"a:1"}"#];
     call("applyFunction", "/api/functions/f", &image).await.status(201);
     call("applyFunction", "/api/functions/f", &image).await.status(200);
     call("applyFunction", "/api/functions/f", &["--json", r#"{"image":"a:1","max":0}"#]).await.status(400);
+    // Of a function that is not defined a dispatcher would have it stopped.
+    let _worker = play_instance(&fleet).await;
     call("listFunctions", "/api/functions", &[]).await.status(200);
     call("getFunction", "/api/functions/f", &[]).await.status(200);
     call("getFunction", "/api/functions/none", &[]).await.status(404);

@@ -200,7 +200,7 @@ async fn queued_tasks_that_went_with_the_store_are_marked_lost_and_the_loss_is_n
     assert!(record.task.is_some(), "kept, for a retry");
     let loss = noted(&fleet, TASKS).await;
     assert!(loss.from >= before && loss.to <= again, "{loss:?}");
-    assert!(dispatcher.stderr().contains("went back"), "{}", dispatcher.stderr());
+    dispatcher.logged("went back").await;
 
     // An upgrade keeps the note; whoever has read it takes it off, and it does not come back.
     fleet.shoal(&["admin", "apply", "--logs-kept", "4d"]).await.ok();
@@ -434,7 +434,7 @@ async fn what_a_limit_of_deliveries_gave_up_is_handed_out_all_the_same() {
     let _worker = fleet.worker("v").start().await;
     assert_eq!(fleet.ended("default.a").await.state, State::Succeeded);
     fleet.drained().await;
-    assert!(dispatcher.stderr().contains("never handed out again"), "{}", dispatcher.stderr());
+    dispatcher.logged("never handed out again").await;
 }
 
 #[tokio::test]
@@ -467,7 +467,7 @@ async fn what_is_handed_out_again_for_others_sake_goes_on_where_it_runs() {
     fleet.in_state("default.long", State::Running).await;
     let (dispatcher, _) = fleet.dispatcher(&[]).await;
     assert_eq!(fleet.ended("default.given-up").await.state, State::Succeeded);
-    assert!(dispatcher.stderr().contains("out=1"), "{}", dispatcher.stderr());
+    dispatcher.logged("out=1").await;
     long.open();
     let record = fleet.run_ended("default.long", sequence).await;
     assert_eq!((record.state, record.attempts.len(), long.starts()), (State::Succeeded, 1, 1), "{record:?}");

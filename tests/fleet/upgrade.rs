@@ -178,11 +178,7 @@ async fn a_state_of_tomorrow_is_left_to_a_newer_worker_and_holds_up_nothing() {
     message.ack_with(AckKind::Nak(None)).await.expect("the server is there");
     // Room for one alone.
     let worker = fleet.worker("w").start().await;
-    eventually("the worker says why it does not run it", async || match worker.stderr().contains("newer version") {
-        true => Ok(()),
-        false => Err(worker.stderr()),
-    })
-    .await;
+    worker.logged("newer version").await;
     assert_eq!(fleet.run("default.b", &noop()).await.state, State::Succeeded);
     assert_eq!(raw_record(&fleet, "default.a").await, record, "not ours to write over");
     assert_eq!(fleet.message("default.a").await.map(|message| message.sequence), Some(sequence));

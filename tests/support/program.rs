@@ -81,6 +81,16 @@ impl Program {
         String::from_utf8_lossy(&fs::read(&self.stderr).unwrap_or_default()).into_owned()
     }
 
+    /// Waits until it wrote this to stderr.
+    pub async fn logged(&self, text: &str) {
+        let what = format!("{text:?} in the log of {}", self.name);
+        eventually(what, async || match self.stderr() {
+            log if log.contains(text) => Ok(()),
+            log => Err(log),
+        })
+        .await;
+    }
+
     /// Waits for its line `ready …` and returns the values named there.
     pub async fn ready(&mut self) -> std::collections::HashMap<String, String> {
         let name = self.name.clone();

@@ -237,79 +237,6 @@ async fn an_entrypoint_comes_before_the_command() {
 }
 
 #[tokio::test]
-async fn a_flood_is_held_back_and_comes_whole() {
-    let Some(fixture) = Fixture::new().await else { return };
-    let job = fixture.shell("dd if=/dev/zero bs=64k count=320 2>/dev/null; echo end >&2");
-    let start = job.start.clone();
-    let mut started = within(fixture.runtime.start(job)).await.unwrap();
-    // Nobody reads: it cannot end.
-    let waited = tokio::time::timeout(Duration::from_millis(300), fixture.runtime.wait(&start)).await;
-    assert!(waited.is_err(), "20 MiB fit nowhere");
-    let mut bytes = Vec::new();
-    within(started.stdout.read_to_end(&mut bytes)).await.unwrap();
-    assert_eq!(bytes.len(), 320 << 16);
-    let mut end = String::new();
-    within(started.stderr.read_to_string(&mut end)).await.unwrap();
-    assert_eq!(end, "end\n");
-    assert_eq!(within(fixture.runtime.wait(&start)).await.unwrap().code, Some(0));
-    fixture.close().await;
-}
-
-#[tokio::test]
-async fn a_stop_is_kind_first_and_firm_after_its_grace() {
-    let Some(fixture) = Fixture::new().await else { return };
-    let kind = fixture.shell("trap 'echo bye; exit 7' TERM; echo ready; while :; do sleep 0.05; done");
-    let (start, mut started) = (kind.start.clone(), within(fixture.runtime.start(kind)).await.unwrap());
-    read_until(&mut started.stdout, "ready").await;
-    within(fixture.runtime.stop(&start, Duration::from_secs(30))).await.unwrap();
-    let output = fixture.finish(&start, started).await;
-    assert_eq!((output.stdout.as_str(), output.exit.code), ("bye\n", Some(7)));
-
-    let deaf = fixture.shell("trap '' TERM; echo ready; while :; do sleep 0.05; done");
-    let (start, mut started) = (deaf.start.clone(), within(fixture.runtime.start(deaf)).await.unwrap());
-    read_until(&mut started.stdout, "ready").await;
-    let began = Instant::now();
-    // Two at once: the shorter grace wins.
-    let (long, short) = tokio::join!(
-        within(fixture.runtime.stop(&start, Duration::from_secs(50))),
-        within(fixture.runtime.stop(&start, Duration::from_millis(300))),
-    );
-    long.unwrap();
-    short.unwrap();
-    assert!((Duration::from_millis(300)..Duration::from_secs(20)).contains(&began.elapsed()), "{:?}", began.elapsed());
-    let exit = fixture.finish(&start, started).await.exit;
-    assert_eq!((exit.code, exit.signal, exit.oom), (Some(137), Some(9), false));
-
-    let at_once = fixture.shell("echo ready; sleep 1000");
-    let (start, started) = (at_once.start.clone(), within(fixture.runtime.start(at_once)).await.unwrap());
-    within(fixture.runtime.stop(&start, Duration::ZERO)).await.unwrap();
-    assert_eq!(fixture.finish(&start, started).await.exit.signal, Some(9));
-    fixture.close().await;
-}
-
-#[tokio::test]
-async fn memory_beyond_the_limit_is_told_as_such() {
-    let Some(fixture) = Fixture::new().await else { return };
-    let mut job = fixture.shell("exec tail /dev/zero");
-    job.limits.memory = Limit::At(Bytes::mebi(16));
-    let exit = fixture.run(job).await.exit;
-    assert_eq!((exit.code, exit.signal, exit.oom), (Some(137), Some(9), true));
-    fixture.close().await;
-}
-
-#[tokio::test]
-async fn a_bound_of_processes_that_is_run_into_is_told() {
-    let Some(fixture) = Fixture::new().await else { return };
-    let mut job =
-        fixture.shell("sh -c 'for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 1 & done; wait'; sleep 1; exit 1");
-    job.limits.pids = Limit::At(8);
-    let exit = fixture.run(job).await.exit;
-    assert_ne!(exit.code, Some(0));
-    assert!(exit.pids_exceeded, "{exit:?}");
-    fixture.close().await;
-}
-
-#[tokio::test]
 async fn a_paused_container_stands_still_and_goes_on() {
     let Some(fixture) = Fixture::new().await else { return };
     let job = fixture.shell("while :; do echo tick; sleep 0.02; done");
@@ -331,23 +258,6 @@ async fn a_paused_container_stands_still_and_goes_on() {
     let unknown = StartId::new("nobody").unwrap();
     assert!(matches!(fixture.runtime.pause(&unknown).await, Err(RuntimeError::NotFound { .. })));
     drop(started);
-    fixture.close().await;
-}
-
-#[tokio::test]
-async fn usage_is_told_while_it_runs_and_at_its_end() {
-    let Some(fixture) = Fixture::new().await else { return };
-    let job = fixture.shell("echo ready; end=$(($(date +%s) + 2)); while [ $(date +%s) -lt $end ]; do :; done");
-    let (start, mut started) = (job.start.clone(), within(fixture.runtime.start(job)).await.unwrap());
-    read_until(&mut started.stdout, "ready").await;
-    let used = eventually(|| async {
-        let used = fixture.runtime.stats(&start).await.unwrap();
-        (used.cpu_ms > Some(20)).then_some(used)
-    })
-    .await;
-    assert!(used.peak_memory_bytes > Some(10_000), "{used:?}");
-    let exit = fixture.finish(&start, started).await.exit;
-    assert!(exit.usage.wall_ms >= 900 && exit.usage.cpu_ms >= used.cpu_ms, "{exit:?}");
     fixture.close().await;
 }
 
@@ -499,26 +409,6 @@ async fn the_shared_network_is_one_loopback_for_all_that_ask() {
     fixture.close().await;
 }
 
-#[tokio::test]
-async fn a_start_that_is_given_up_leaves_nothing() {
-    let Some(fixture) = Fixture::new().await else { return };
-    // Each is given up a little later, so that they end at every step.
-    for step in 0..20 {
-        let start = fixture.runtime.start(fixture.shell("sleep 1000"));
-        if let Ok(started) = tokio::time::timeout(Duration::from_millis(step * 4), start).await {
-            drop(started.unwrap());
-            break;
-        }
-    }
-    let running: Vec<StartId> = fixture.runtime.list().await.unwrap().into_iter().map(|listed| listed.start).collect();
-    for start in running {
-        // One may have been started in time.
-        let _ = within(fixture.runtime.remove(&start)).await;
-    }
-    eventually(|| async { fixture.left().await.is_empty().then_some(()) }).await;
-    fixture.close().await;
-}
-
 /// As of a worker that was frozen in the midst of a start, and may have been replaced meanwhile.
 #[tokio::test]
 async fn a_container_whose_lease_ended_while_it_was_made_is_not_started() {
@@ -577,20 +467,6 @@ async fn a_container_that_somebody_removes_is_lost_not_failed() {
     let mut rest = String::new();
     within(started.stdout.read_to_string(&mut rest)).await.unwrap();
     fixture.close().await;
-}
-
-#[tokio::test]
-async fn a_closed_runtime_has_killed_everything_and_starts_nothing() {
-    let Some(fixture) = Fixture::new().await else { return };
-    let jobs: Vec<Job> = (0..4).map(|_| fixture.shell("trap '' TERM; echo ready; while :; do sleep 1; done")).collect();
-    for job in jobs {
-        let mut started = within(fixture.runtime.start(job)).await.unwrap();
-        read_until(&mut started.stdout, "ready").await;
-    }
-    assert_eq!(fixture.left().await.len(), 4);
-    within(fixture.runtime.close()).await;
-    assert_eq!(fixture.left().await, Vec::<String>::new());
-    assert!(matches!(fixture.runtime.start(fixture.shell("true")).await, Err(StartError::Failed { .. })));
 }
 
 #[tokio::test]
@@ -700,28 +576,6 @@ async fn files_are_copied_where_the_engine_does_not_see_the_folder() {
         unsafe { libc::close(fd) };
         fixture.close().await;
     }
-}
-
-#[tokio::test]
-async fn what_is_not_kept_alive_is_killed_and_told() {
-    let Some(fixture) = Fixture::new().await else { return };
-    assert!(fixture.runtime.capabilities().capabilities.contains(&"keep_alive".to_owned()));
-    let script = "echo ready; sleep 1000";
-    let immortal = fixture.shell(script);
-    let (other, mut others) = (immortal.start.clone(), within(fixture.runtime.start(immortal)).await.unwrap());
-    read_until(&mut others.stdout, "ready").await;
-    // Long enough for its start on a busy machine.
-    let began = Instant::now();
-    let mortal = Job { alive_until: Some(began + Duration::from_secs(6)), ..fixture.shell(script) };
-    let (start, mut started) = (mortal.start.clone(), within(fixture.runtime.start(mortal)).await.unwrap());
-    read_until(&mut started.stdout, "ready").await;
-    fixture.runtime.keep_alive(began + Duration::from_secs(7));
-    let exit = fixture.finish(&start, started).await.exit;
-    assert!(began.elapsed() >= Duration::from_secs(7), "{:?}", began.elapsed());
-    assert!(exit.not_kept_alive && exit.signal == Some(9), "{exit:?}");
-    let listed = fixture.runtime.list().await.unwrap();
-    assert!(listed.iter().any(|listed| listed.start == other && listed.status == Status::Running), "{listed:?}");
-    fixture.close().await;
 }
 
 #[tokio::test]

@@ -67,7 +67,8 @@ async fn a_killed_workers_function_is_called_elsewhere_and_its_return_removes_wh
 async fn a_frozen_workers_instances_are_replaced_and_it_gives_way_when_it_thaws() {
     let Some(world) = World::start().await else { return };
     let mut first = world.worker("v").await;
-    let name = world.define("frozen", json!({"acquire_timeout": "1s", "request_timeout": "1s"})).await;
+    let name = world.define("frozen", json!({"acquire_timeout": "3s", "request_timeout": "1s"})).await;
+    world.caller.ensure(&name, Some(PATIENCE)).await.expect("made");
     world.answer(&name, json!({"do": "count"})).await;
     first.freeze();
     // Its connection is still open, so nobody can know: the call is lost, and said to be.

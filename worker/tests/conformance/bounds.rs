@@ -7,13 +7,17 @@ use schemas::{Bytes, Cpu, Limit};
 use crate::world::{World, within};
 
 pub async fn memory_beyond_the_limit_is_told_as_such(world: &World) {
-    let mut job = world.shell("exec tail /dev/zero");
+    // Not at once: an engine begins to listen for the kernel's kill when it has started it.
+    let mut job = world.shell("[ -d /shoal ] && cd /shoal; until [ -e go ]; do sleep 0.05; done; exec tail /dev/zero");
     job.limits.memory = Limit::At(Bytes::mebi(16));
     if !world.can("memory_limit") {
         let refused = within(world.runtime.start(job)).await.err().expect("refused");
         return assert_eq!(refused.to_task_error().code, schemas::Code::LimitUnsupported);
     }
-    let exit = world.run(job).await.exit;
+    let (start, go) = (job.start.clone(), job.folder.join("go"));
+    let started = within(world.runtime.start(job)).await.unwrap();
+    std::fs::write(go, "").unwrap();
+    let exit = world.finish(&start, started).await.exit;
     assert_eq!((exit.signal, exit.oom), (Some(9), true));
     // What ends so soon an engine may not have looked at.
     assert!(exit.usage.peak_memory_bytes.is_none_or(|bytes| bytes <= 17 << 20), "{exit:?}");
