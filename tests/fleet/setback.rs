@@ -420,7 +420,7 @@ async fn what_a_limit_of_deliveries_gave_up_is_handed_out_all_the_same() {
     let by_hand = async_nats::jetstream::consumer::pull::Config {
         durable_name: Some("default".into()),
         filter_subject: "shoal.tasks.default.*".into(),
-        ack_wait: Duration::from_secs(4),
+        ack_wait: Duration::from_secs(6),
         max_deliver: 1,
         ..Default::default()
     };
@@ -444,7 +444,7 @@ async fn what_is_handed_out_again_for_others_sake_goes_on_where_it_runs() {
     let by_hand = async_nats::jetstream::consumer::pull::Config {
         durable_name: Some("default".into()),
         filter_subject: "shoal.tasks.default.*".into(),
-        ack_wait: Duration::from_secs(4),
+        ack_wait: Duration::from_secs(6),
         max_deliver: 1,
         ..Default::default()
     };

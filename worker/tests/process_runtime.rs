@@ -691,7 +691,7 @@ async fn a_fork_bomb_hits_its_bound_and_dies_whole() {
     if !can(&fixture, "cpu_limit") {
         return;
     }
-    let mut bomb = fixture.shell("f() { f | f & }; f 2>/dev/null; echo up; sleep 1000");
+    let mut bomb = fixture.shell("f() { f | f & }; f 2>/dev/null; echo up; exec sleep 1000");
     bomb.limits.pids = Limit::At(64);
     let start = bomb.start.clone();
     let mut started = fixture.runtime.start(bomb).await.unwrap();

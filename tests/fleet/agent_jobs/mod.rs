@@ -17,6 +17,7 @@ mod run;
 #[path = "../../../agents/tests/support/scripted.rs"]
 mod scripted;
 mod secrets;
+mod ssh;
 mod trouble;
 
 use schemas::transcript::{AgentReport, Entry, JobPhase, WrittenReport};
