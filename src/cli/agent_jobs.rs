@@ -187,6 +187,7 @@ impl AgentJobs {
                 token: secret("git-token-file", &self.git_token_file, "GIT_TOKEN")?,
                 token_hosts: self.git_token_hosts.as_deref().map(words),
                 ssh_command: self.git_ssh_command.clone().filter(|command| !command.is_empty()),
+                env: for_git(set),
                 author: self.git_author.clone(),
             },
             model: ModelSettings {
@@ -219,6 +220,25 @@ impl AgentJobs {
     }
 }
 
+/// How this machine reaches others, which git has no other way to know. Its certificates are told by a name of its own.
+fn for_git(set: impl Fn(&str) -> Option<String>) -> BTreeMap<String, String> {
+    const KNOWN: [&str; 10] = [
+        "http_proxy",
+        "https_proxy",
+        "HTTPS_PROXY",
+        "all_proxy",
+        "ALL_PROXY",
+        "no_proxy",
+        "NO_PROXY",
+        "SSH_AUTH_SOCK",
+        "GIT_SSL_CAINFO",
+        "GIT_SSL_CAPATH",
+    ];
+    let same = KNOWN.into_iter().map(|name| (name, name));
+    let all = [("SSL_CERT_FILE", "GIT_SSL_CAINFO"), ("SSL_CERT_DIR", "GIT_SSL_CAPATH")].into_iter().chain(same);
+    all.filter_map(|(from, to)| Some((to.to_owned(), set(from)?))).collect()
+}
+
 fn read(flag: &str, path: &Path) -> Result<Arc<Secret>, Error> {
     let text = std::fs::read_to_string(path).map_err(|error| {
         Error::usage(
@@ -242,6 +262,22 @@ mod tests {
         }
         "npm=env:NPM_TOKEN".parse::<SecretSource>().unwrap();
         "npm=file:/run/secrets/npm".parse::<SecretSource>().unwrap();
+    }
+
+    #[test]
+    fn git_is_told_how_others_are_reached() {
+        let told = |all: &[(&str, &str)]| {
+            let all: BTreeMap<&str, &str> = all.iter().copied().collect();
+            for_git(|name| all.get(name).map(|value| (*value).to_owned()))
+        };
+        let wanted = |all: &[(&str, &str)]| all.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect();
+        assert_eq!(
+            told(&[("SSL_CERT_FILE", "/ca"), ("https_proxy", "http://p"), ("HOME", "/root"), ("GIT_DIR", "/x")]),
+            wanted(&[("GIT_SSL_CAINFO", "/ca"), ("https_proxy", "http://p")])
+        );
+        // What is said of git is said of git.
+        let both = told(&[("SSL_CERT_FILE", "/all"), ("GIT_SSL_CAINFO", "/git")]);
+        assert_eq!(both, wanted(&[("GIT_SSL_CAINFO", "/git")]));
     }
 
     #[test]

@@ -46,8 +46,6 @@ pub struct Settings {
     pub temperature: Option<Decimal>,
     /// Where they are known.
     pub prices: Option<Prices>,
-    /// Further certificates that an endpoint may be signed with, as PEM.
-    pub ca: Option<Vec<u8>>,
 }
 
 impl Settings {
@@ -62,7 +60,6 @@ impl Settings {
             max_output_tokens: None,
             temperature: None,
             prices: None,
-            ca: None,
         }
     }
 }
@@ -79,9 +76,6 @@ pub enum SettingsError {
     /// The key cannot be hidden.
     #[error(transparent)]
     Short(#[from] TooShort),
-    /// The certificates cannot be read.
-    #[error("the certificates cannot be read")]
-    Ca(#[source] reqwest::Error),
     /// No HTTP.
     #[error("cannot set up HTTP")]
     Http(#[source] reqwest::Error),
@@ -151,14 +145,10 @@ impl Client {
             return Err(SettingsError::Key);
         }
         // Redirects are not followed: the key is for this endpoint.
-        let mut http = reqwest::Client::builder()
+        let http = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(Duration::from_secs(15))
             .user_agent(concat!("shoal/", env!("CARGO_PKG_VERSION")));
-        if let Some(pem) = &settings.ca {
-            let more = reqwest::Certificate::from_pem_bundle(pem).map_err(SettingsError::Ca)?;
-            http = http.tls_certs_merge(more);
-        }
         let http = http.build().map_err(SettingsError::Http)?;
         // All of it set, so that nothing is taken from this process's environment.
         let config = OpenAIConfig::new().with_api_base(endpoint).with_api_key("").with_org_id("").with_project_id("");

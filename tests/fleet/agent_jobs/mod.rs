@@ -18,6 +18,7 @@ mod run;
 mod scripted;
 mod secrets;
 mod ssh;
+mod tls;
 mod trouble;
 
 use schemas::transcript::{AgentReport, Entry, JobPhase, WrittenReport};

@@ -86,6 +86,7 @@ impl Agents {
         let git = agents::git::Settings {
             transports,
             ssh_command: settings.git.ssh_command.clone(),
+            env: settings.git.env.clone(),
             ..agents::git::Settings::default()
         };
         let places = agents::workspace::Settings {

@@ -48,6 +48,8 @@ pub struct GitSettings {
     pub token_hosts: Option<Vec<String>>,
     /// For ssh remotes; default `ssh` without questions.
     pub ssh_command: Option<String>,
+    /// Of the worker's environment, for git alone: proxies, certificates, an ssh agent.
+    pub env: BTreeMap<String, String>,
     /// Whose commits these are, as `Name <mail>`.
     pub author: String,
 }
@@ -95,6 +97,7 @@ impl Default for AgentSettings {
                 token: None,
                 token_hosts: None,
                 ssh_command: None,
+                env: BTreeMap::new(),
                 author: "Shoal <shoal@localhost>".to_owned(),
             },
             model: ModelSettings {

@@ -1,0 +1,87 @@
+//! Remote and model behind real https, signed by an authority that only the worker's environment names.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use schemas::{Code, State};
+use serde_json::json;
+
+use super::host::Host;
+use super::{World, mends, succeeded};
+use crate::support::repo::RIGHT;
+
+const TOKEN: &str = "token-of-the-https-remote";
+
+/// TLS in front of a plain server, until it is dropped.
+struct Front {
+    child: Child,
+    /// `https://localhost:PORT`.
+    url: String,
+}
+
+impl Drop for Front {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Front {
+    fn of(plain: &str, folder: &Path) -> Self {
+        let port = plain.trim_start_matches("http://").split(['/', ':']).nth(1).expect("a port");
+        let mut child = Command::new("python3")
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tls/front.py"))
+            .args(["--to", port])
+            .arg("--cert")
+            .arg(folder.join("cert.pem"))
+            .arg("--key")
+            .arg(folder.join("key.pem"))
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("python runs");
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("a line");
+        let port = line.trim().strip_prefix("ready ").expect("it is ready");
+        Self { url: format!("https://localhost:{port}"), child }
+    }
+}
+
+/// A certificate for `localhost` that nobody knows, in the folder.
+fn certificate(folder: &Path) {
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"])
+        .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-addext"])
+        .args(["basicConstraints=critical,CA:FALSE", "-keyout", "key.pem", "-out", "cert.pem"])
+        .current_dir(folder)
+        .stderr(Stdio::null())
+        .status();
+    assert!(made.expect("openssl runs").success());
+}
+
+#[tokio::test]
+async fn https_with_certificates_of_ones_own_is_believed_where_the_worker_is_told_of_them() {
+    let world = World::of(mends()).await;
+    let folder = world.fleet.folder().to_owned();
+    certificate(&folder);
+    let host = Host::new(&world.repo, "x-access-token", TOKEN).await;
+    let (remote, model) = (Front::of(&host.url, &folder), Front::of(&world.model.endpoint, &folder));
+    let job = world.job(json!({"repository": format!("{}/remote.git", remote.url)}));
+    let builder = |name: &str| {
+        let builder = world.builder(name).queues(name).env("GIT_TOKEN", TOKEN);
+        let builder = builder.env("SHOAL_ALLOWED_REPOSITORIES", &format!("{}/**", remote.url));
+        builder.env("SHOAL_MODEL_ENDPOINT", &format!("{}/v1", model.url))
+    };
+    // Whom nobody told believes nobody.
+    let _stranger = builder("stranger").start().await;
+    let record = world.fleet.run("stranger.t", &job).await;
+    let error = record.error.as_ref().expect("an error");
+    assert_eq!((record.state, error.code), (State::Failed, Code::RepositoryUnreachable), "{error:?}");
+    assert!(error.message.contains("certificate"), "{error:?}");
+
+    let _worker = builder("w").env("SSL_CERT_FILE", &folder.join("cert.pem").display().to_string()).start().await;
+    let record = world.fleet.run("w.t", &job).await;
+    succeeded(&record);
+    assert_eq!(world.repo.file("feature/task-t-add-do-not-subtract", "add.sh").as_deref(), Some(RIGHT));
+    world.model_is_content();
+}
