@@ -305,20 +305,6 @@ impl Slot {
         Ok(self.repo.withdraw(commit, &format!("refs/heads/{branch}")).await?)
     }
 
-    /// Brings the tree from the change that was last read to a commit, so that it can be tested again. What the
-    /// repository ignores stays: what was built is still built.
-    pub async fn show(&mut self, commit: &Commit) -> Result<(), WorkspaceError> {
-        self.blocking(|path, _| match std::fs::rename(path.join("index.change"), path.join("index")) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        })
-        .await?;
-        self.check_out(commit).await?;
-        self.at = Some(commit.clone());
-        self.note(None);
-        Ok(())
-    }
-
     /// Keeps the change as a commit under `name`, in the mirror, and at the remote if asked to.
     pub async fn keep(&self, change: &Change, name: &str, remote: bool) -> Result<Commit, WorkspaceError> {
         let reference = kept(name);

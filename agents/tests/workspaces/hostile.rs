@@ -60,7 +60,7 @@ async fn all_of_it(slot: &mut Slot, fetched: &shoal_agents::workspace::Fetched) 
     slot.keep(&found, "t1", true).await.unwrap();
     let order = order(slot, fetched).await;
     assert_eq!(slot.push(&order).await.unwrap(), Pushed::Done);
-    slot.show(&order.commit).await.unwrap();
+    slot.stand(&order.commit, BRANCH, &order.base).await.unwrap();
     slot.forget("t1", true).await.unwrap();
 }
 

@@ -2,6 +2,8 @@
 
 mod change;
 mod disk;
+#[path = "../support/host.rs"]
+mod host;
 mod hostile;
 mod http;
 mod keep;

@@ -4,7 +4,7 @@ use schemas::Code;
 use shoal_agents::git::{Commit, GitError, Order, Pushed};
 use shoal_agents::workspace::{Settings, WorkspaceError};
 
-use crate::support::{BRANCH, Origin, Worker, allowed, change, git, listing, order, want, write};
+use crate::support::{BRANCH, Origin, Worker, again, allowed, change, git, listing, order, want, write};
 
 fn reference() -> String {
     format!("refs/heads/{BRANCH}")
@@ -44,12 +44,11 @@ async fn a_base_that_moved_is_rebased_onto_and_given_back_to_be_tested() {
     let Pushed::Moved { commit, onto } = slot.push(&first).await.unwrap() else { panic!("the base has moved") };
     assert_eq!(onto, moved);
     assert_eq!(origin.tip(&reference()), None, "nothing is pushed that was not tested");
-    slot.show(&commit).await.unwrap();
+    let tested = again(&mut slot, &first, commit, &onto).await;
     let text = std::fs::read_to_string(slot.tree().join("src/lib.txt")).unwrap();
     assert_eq!(text, "ONE\ntwo\nthree\nfour\nfive\nsix\nSEVEN\n");
-    assert_eq!(listing(&slot.tree()), [".gitignore", "README", "built", "new", "src", "src/lib.txt", "theirs"]);
-    assert!(change(&slot).await.is_empty(), "the tree is what will be pushed");
-    assert_eq!(slot.push(&Order { commit: commit.clone(), ..first }).await.unwrap(), Pushed::Done);
+    assert_eq!(listing(&slot.tree()), [".gitignore", "README", "new", "src", "src/lib.txt", "theirs"]);
+    assert_eq!(slot.push(&tested).await.unwrap(), Pushed::Done);
     assert_eq!(git(&origin.path(), ["log", "--format=%s", BRANCH]), "feat(task-t1): work\nmoved\nignore\nbegin");
     slot.release().await.unwrap();
     let (slot, _) = worker.begin(&origin.remote()).await;
@@ -84,8 +83,8 @@ async fn a_base_whose_history_was_rewritten_takes_the_job_s_change_alone() {
     git(&origin.dev(), ["add", "-A"]);
     git(&origin.dev(), ["commit", "-qm", "other"]);
     git(&origin.dev(), ["push", "-qf", "../origin.git", "HEAD:main"]);
-    let Pushed::Moved { commit, .. } = slot.push(&order).await.unwrap() else { panic!("the base has moved") };
-    slot.show(&commit).await.unwrap();
+    let Pushed::Moved { commit, onto } = slot.push(&order).await.unwrap() else { panic!("the base has moved") };
+    again(&mut slot, &order, commit, &onto).await;
     assert_eq!(
         listing(&slot.tree()),
         ["README", "new", "other", "src", "src/lib.txt"],
@@ -109,8 +108,8 @@ async fn an_earlier_attempts_branch_is_built_upon() {
     let more = Order { began: None, ..order(&second, &fetched).await };
     let Pushed::Moved { commit, onto } = second.push(&more).await.unwrap() else { panic!("the branch is there") };
     assert_eq!(onto, done.commit);
-    second.show(&commit).await.unwrap();
-    assert_eq!(second.push(&Order { commit, ..more.clone() }).await.unwrap(), Pushed::Done);
+    let more = again(&mut second, &more, commit, &onto).await;
+    assert_eq!(second.push(&more).await.unwrap(), Pushed::Done);
     assert_eq!(git(&origin.path(), ["log", "--format=%s", BRANCH]), "feat(task-t1): work\nfeat(task-t1): work\nbegin");
     second.release().await.unwrap();
     // A third one with nothing new finds all of it done.
@@ -119,8 +118,6 @@ async fn an_earlier_attempts_branch_is_built_upon() {
     let same = order(&third, &fetched).await;
     let Pushed::Moved { commit, onto } = third.push(&same).await.unwrap() else { panic!("the branch is there") };
     assert_eq!(commit, onto);
-    third.show(&commit).await.unwrap();
-    assert_eq!(third.push(&Order { commit, ..same }).await.unwrap(), Pushed::Done);
 }
 
 #[tokio::test]
@@ -160,9 +157,9 @@ async fn a_persons_commit_on_the_jobs_branch_is_kept_and_built_upon() {
     git(&origin.dev(), ["add", "-A"]);
     git(&origin.dev(), ["commit", "-qm", "by hand"]);
     git(&origin.dev(), ["push", "-q", "../origin.git", &format!("HEAD:refs/heads/{BRANCH}")]);
-    let Pushed::Moved { commit, .. } = slot.push(&second).await.unwrap() else { panic!("the branch has moved") };
-    slot.show(&commit).await.unwrap();
-    slot.push(&Order { commit, ..second }).await.unwrap();
+    let Pushed::Moved { commit, onto } = slot.push(&second).await.unwrap() else { panic!("the branch has moved") };
+    let second = again(&mut slot, &second, commit, &onto).await;
+    slot.push(&second).await.unwrap();
     let log = git(&origin.path(), ["log", "--format=%s", BRANCH]);
     assert_eq!(log, "feat(task-t1): work\nby hand\nfeat(task-t1): work\nbegin");
 }

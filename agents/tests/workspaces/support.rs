@@ -7,9 +7,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use shoal_agents::git::{self, Change, Commit, Order, Transport};
-use shoal_agents::workspace::{Fetched, Remote, Settings, Slot, Trouble, Want, WorkspaceError, Workspaces};
+use shoal_agents::workspace::{Fetched, Kept, Remote, Settings, Slot, Trouble, Want, WorkspaceError, Workspaces};
 
 pub const BRANCH: &str = "feature/task-t1-work";
+
+/// Of every commit.
+const MESSAGE: &str = "feat(task-t1): work\n\nIn full.\n\nShoal-Task: q.t1\n";
 
 /// Runs git as a developer would, on a machine without settings of its own.
 pub fn git(folder: &Path, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> String {
@@ -164,16 +167,21 @@ pub async fn change(slot: &Slot) -> Change {
 
 /// The change of the slot as a commit, and the order to push it.
 pub async fn order(slot: &Slot, fetched: &Fetched) -> Order {
-    let commit =
-        slot.commit(&change(slot).await, "feat(task-t1): work\n\nIn full.\n\nShoal-Task: q.t1\n").await.unwrap();
     Order {
-        commit,
+        commit: slot.commit(&change(slot).await, MESSAGE).await.unwrap(),
         base: fetched.base_name.clone(),
         branch: BRANCH.to_owned(),
         began: fetched.branch.clone(),
         mark: "Shoal-Task: q.t1".to_owned(),
         author: git::Author::default(),
     }
+}
+
+/// The same work on top of where the remote is by now, as a worker goes on with it.
+pub async fn again(slot: &mut Slot, order: &Order, commit: Commit, onto: &Commit) -> Order {
+    slot.stand(onto, BRANCH, &order.base).await.unwrap();
+    slot.resume(&Kept::Commit(commit)).await.unwrap();
+    Order { commit: slot.commit(&change(slot).await, MESSAGE).await.unwrap(), ..order.clone() }
 }
 
 /// Every path below a folder but `.git`, with what it is.

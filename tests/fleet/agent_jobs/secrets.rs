@@ -77,7 +77,7 @@ struct Watched {
 impl Watched {
     async fn of(turns: Value) -> Self {
         let world = World::of(turns).await;
-        let host = Host::new(&world.repo, "x-access-token", GIT).await;
+        let host = Host::of(world.fleet.folder(), "x-access-token", GIT).await;
         let messages: Heard = Default::default();
         // Everything that anybody says to anybody: events, beats, stores and answers.
         let mut all = world.fleet.nats.subscribe(">").await.expect("subscribed");

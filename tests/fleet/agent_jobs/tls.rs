@@ -64,7 +64,7 @@ async fn https_with_certificates_of_ones_own_is_believed_where_the_worker_is_tol
     let world = World::of(mends()).await;
     let folder = world.fleet.folder().to_owned();
     certificate(&folder);
-    let host = Host::new(&world.repo, "x-access-token", TOKEN).await;
+    let host = Host::of(world.fleet.folder(), "x-access-token", TOKEN).await;
     let (remote, model) = (Front::of(&host.url, &folder), Front::of(&world.model.endpoint, &folder));
     let job = world.job(json!({"repository": format!("{}/remote.git", remote.url)}));
     let builder = |name: &str| {

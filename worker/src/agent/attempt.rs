@@ -4,25 +4,28 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use agents::git::{Commit, Login, Order, Pushed};
-use agents::retry::{Again, Retry, retried};
+use agents::git::{Login, Order, Pushed};
+use agents::playbook::Ended;
+use agents::retry::{Retry, retried};
 use agents::secret::{Mask, Secret};
-use agents::workspace::{Fetched, Kept as KeptWork, Remote, Slot, Want, WorkspaceError};
-use agents::{Line, Progress, prompt};
+use agents::workspace::{Remote, Slot, WorkspaceError};
+use agents::{Implementer, Line, Used, prompt};
 use schemas::agent_job::{AgentJob, Implementer as Wish, PATCH, PushPolicy, SlotLease};
 use schemas::record::Artifact;
 use schemas::transcript::{AgentReport, Event, JobPhase, TestReport};
-use schemas::{Code, More, StartId, TaskError};
+use schemas::{Code, More, TaskError};
 use tokio::sync::watch;
 
 use super::implementing::Implementing;
-use super::keep::{Kept, Pushing};
+use super::keep::Kept;
 use super::ledger::Ledger;
 use super::line::JobLine;
 use super::outside::PoolSlot;
+use super::plan::Plan;
 use super::run::{JOB_LOG, JobFolder, PUT_AWAY, put};
 use super::shell::JobShell;
-use super::{Agents, author, keep, lease};
+use super::standing::{Earlier, Standing};
+use super::{Agents, author, lease};
 use crate::attempt::phase::End;
 use crate::attempt::workload::{Done, Work, limit, stopping};
 use crate::fail;
@@ -66,17 +69,6 @@ pub(super) struct Known {
     pub(super) pooled: Option<PoolSlot>,
     pub(super) result: Option<schemas::record::TaskResult>,
     pub(super) warnings: Vec<String>,
-}
-
-/// Work of an earlier attempt that this one goes on from.
-struct Resumed {
-    /// Of which start.
-    start: StartId,
-    progress: Progress,
-    /// It was done and tested, and only failed later: it is tested again, and nobody works on it unless that fails.
-    implemented: bool,
-    /// Time spent on implementing by then.
-    worked_ms: u64,
 }
 
 /// A step of the run that failed.
@@ -210,7 +202,7 @@ impl Attempt<'_> {
             .map_err(|error| error.to_task_error())
     }
 
-    pub(super) async fn phases(&self, slot: &mut Option<Slot>, shell: &mut Option<JobShell>) -> Result<(), Failed> {
+    async fn phases(&self, slot: &mut Option<Slot>, shell: &mut Option<JobShell>) -> Result<(), Failed> {
         let (worker, work, job) = (self.worker, self.work, self.job);
         let branch = job.branch_of(&work.key.id);
         worker.config.agents.check(job, &branch)?;
@@ -251,82 +243,29 @@ impl Attempt<'_> {
         }
     }
 
-    pub(super) async fn in_slot(
+    async fn in_slot(
         &self,
         slot: &mut Slot,
         shell: &mut Option<JobShell>,
         branch: &str,
         implementer: &mut Implementing,
-        earlier: Option<(StartId, Kept, Vec<u8>)>,
+        earlier: Option<Earlier>,
     ) -> Result<(), Failed> {
-        let (work, job) = (self.work, self.job);
-        self.ledger.begin(JobPhase::Fetch);
-        let want = Want {
-            base: job.base.clone(),
-            branch: (job.push == PushPolicy::Branch).then(|| branch.to_owned()),
-            kept: job.keep.remote.then(|| self.kept_name()),
+        let Some(Standing { fetched, base, plan, resumed }) = self.stand(slot, branch, earlier).await? else {
+            return Ok(());
         };
-        let fetched = self.fetch(slot, &want).await?;
-        fail::point("agent_fetched");
-
-        self.ledger.begin(JobPhase::Rebase);
-        if let Some((_, kept, _)) = &earlier
-            && let Some(pushing) = &kept.pushing
-            && fetched.branch.as_ref().is_some_and(|tip| tip.as_str() == pushing.commit)
-        {
-            return self.found_pushed(pushing, &fetched, kept);
-        }
-        // Where our branch is there already, the job goes on from it.
-        let base = fetched.branch.clone().unwrap_or_else(|| fetched.base.clone());
-        // What is run is the base's word, not that of a branch that an earlier run has pushed.
-        slot.stand(&fetched.base, branch, &fetched.base_name).await.map_err(|error| error.to_task_error())?;
-        let plan = self.plan(slot).await?;
-        if base != fetched.base {
-            slot.stand(&base, branch, &fetched.base_name).await.map_err(|error| error.to_task_error())?;
-        }
-        let resumed = self.resume(slot, &fetched, earlier).await?;
-        let mut skip = resumed.as_ref().is_some_and(|resumed| resumed.implemented);
-        {
-            let mut known = self.known();
-            known.report.base_commit = Some(base.to_string());
-            known.report.branch = Some(branch.to_owned());
-            known.report.resumed_from = resumed.as_ref().map(|resumed| resumed.start.clone());
-            known.kept.base = base.to_string();
-            known.kept.worked_ms = resumed.as_ref().map_or(0, |resumed| resumed.worked_ms);
-            known.kept.progress = resumed.as_ref().map(|resumed| resumed.progress.clone()).unwrap_or_default();
-        }
-
         self.ledger.begin(JobPhase::Branch);
         let opened = self.open_shell(slot)?;
         let opened: &JobShell = shell.insert(opened);
         let used_before = self.known().kept.progress.used;
+        let mut skip = resumed.as_ref().is_some_and(|resumed| resumed.implemented);
         let mut who = implementer.build(self, resumed.map(|resumed| resumed.progress))?;
-        let told = {
-            let before = match &job.implementer {
-                // A model is told by its own loop.
-                Wish::Model(_) => None,
-                Wish::Command(_) => Some(self.known().kept.progress.summary.clone()).filter(|text| !text.is_empty()),
-            };
-            prompt::prompt(job, &work.key.id, plan.test.as_deref(), before.as_deref())
-        };
+        let told = self.told(&plan);
         fail::point("agent_ready");
-        let mut moves = 0;
-        let mut at = base;
+        let (mut moves, mut at) = (0, base);
         loop {
             let ended = self.implement(slot, opened, who.as_mut(), &plan, branch, &told, skip).await;
-            {
-                let mut known = self.known();
-                let used = who.used();
-                known.report.model = who.model();
-                known.report.turns = used.turns - used_before.turns.min(used.turns);
-                known.report.input_tokens = used.input_tokens - used_before.input_tokens.min(used.input_tokens);
-                known.report.output_tokens = used.output_tokens - used_before.output_tokens.min(used.output_tokens);
-                let cost = used.cost_micros - used_before.cost_micros.min(used.cost_micros);
-                known.report.cost_micros = implementer.is_priced().then_some(cost);
-                known.report.steps.clone_from(&ended.steps);
-                known.report.tests.clone_from(&ended.tests);
-                known.kept.progress.used = used;
-            }
+            self.account(who.as_ref(), used_before, implementer.is_priced(), &ended);
             self.keep_tests(ended.tests.as_ref()).await;
             if let Some(error) = ended.error {
                 return Err(error);
@@ -334,39 +273,20 @@ impl Attempt<'_> {
             self.known().kept.implemented = true;
 
             self.ledger.begin(JobPhase::Commit);
-            let change = self.change(slot).await?;
-            if change.is_empty() {
-                return Err(TaskError::new(
-                    Code::NothingChanged,
-                    "the implementer ended, and nothing differs from the base",
-                ));
-            }
-            self.known().report.change = Some(change.report);
-            let patch = slot.patch(&change).await.map_err(|error| error.to_task_error())?;
-            let commit = slot.commit(&change, &self.message()).await.map_err(|error| error.to_task_error())?;
-            self.known().report.commit = Some(commit.to_string());
-            let artifact = put(self.worker, work, PATCH, patch.len() as u64, &mut patch.as_slice(), Some(30)).await;
-            let artifact = artifact.map_err(|error| {
-                TaskError::new(Code::ArtifactFailed, format!("the change could not be kept: {error}"))
-            })?;
-            {
-                let mut known = self.known();
-                known.artifacts.retain(|other| other.path != PATCH);
-                known.artifacts.push(artifact);
-            }
-            if job.push == PushPolicy::Patch {
+            let (commit, patch) = self.commit(slot).await?;
+            if self.job.push == PushPolicy::Patch {
                 break;
             }
             self.ledger.begin(JobPhase::Push);
             let order = Order {
-                commit: commit.clone(),
+                commit,
                 base: fetched.base_name.clone(),
                 branch: branch.to_owned(),
                 began: fetched.branch.clone(),
                 mark: self.mark(),
                 author: author(&self.worker.config.agents.git.author),
             };
-            match self.push(slot, &order, &patch).await? {
+            let (commit, onto) = match self.push(slot, &order, &patch).await? {
                 Pushed::Done => {
                     self.known().report.pushed = true;
                     break;
@@ -377,27 +297,20 @@ impl Attempt<'_> {
                     (known.report.commit, known.report.pushed) = (Some(onto.to_string()), true);
                     break;
                 }
-                Pushed::Moved { commit, onto } => {
-                    moves += 1;
-                    if moves > MOVES {
-                        let message = format!("the remote moved {moves} times while the change was being tested");
-                        return Err(TaskError::new(Code::PushFailed, message));
-                    }
-                    self.ledger.begin(JobPhase::Rebase);
-                    self.line
-                        .tell(Event::Note { text: format!("the remote moved from {at} to {onto}; testing again") });
-                    // Until the work is there again, what is in the tree is not to be kept over what was.
-                    self.known().kept.base.clear();
-                    slot.stand(&onto, branch, &fetched.base_name).await.map_err(|error| error.to_task_error())?;
-                    slot.resume(&KeptWork::Commit(commit)).await.map_err(|error| error.to_task_error())?;
-                    self.known().report.base_commit = Some(onto.to_string());
-                    self.known().kept.base = onto.to_string();
-                    (at, skip) = (onto, true);
-                }
+                Pushed::Moved { commit, onto } => (commit, onto),
+            };
+            moves += 1;
+            if moves > MOVES {
+                let message = format!("the remote moved {moves} times while the change was being tested");
+                return Err(TaskError::new(Code::PushFailed, message));
             }
+            self.ledger.begin(JobPhase::Rebase);
+            self.line.tell(Event::Note { text: format!("the remote moved from {at} to {onto}; testing again") });
+            self.stand_again(slot, branch, &fetched, commit, &onto).await?;
+            (at, skip) = (onto, true);
         }
         self.ledger.begin(JobPhase::Report);
-        if job.keep.remote
+        if self.job.keep.remote
             && let Err(error) = slot.forget(&self.kept_name(), true).await
         {
             self.warn(format!("the kept work at the remote is not removed: {error}"));
@@ -405,6 +318,30 @@ impl Attempt<'_> {
         self.report();
         self.ledger.over();
         Ok(())
+    }
+
+    /// What the implementer is told.
+    fn told(&self, plan: &Plan) -> String {
+        let before = match &self.job.implementer {
+            // A model is told by its own loop.
+            Wish::Model(_) => None,
+            Wish::Command(_) => Some(self.known().kept.progress.summary.clone()).filter(|text| !text.is_empty()),
+        };
+        prompt::prompt(self.job, &self.work.key.id, plan.test.as_deref(), before.as_deref())
+    }
+
+    /// What the implementer has used, in this attempt and over all of them, and how its steps and tests ended.
+    fn account(&self, who: &dyn Implementer, before: Used, is_priced: bool, ended: &Ended) {
+        let used = who.used();
+        let mut known = self.known();
+        known.report.model = who.model();
+        known.report.turns = used.turns.saturating_sub(before.turns);
+        known.report.input_tokens = used.input_tokens.saturating_sub(before.input_tokens);
+        known.report.output_tokens = used.output_tokens.saturating_sub(before.output_tokens);
+        known.report.cost_micros = is_priced.then_some(used.cost_micros.saturating_sub(before.cost_micros));
+        known.report.steps.clone_from(&ended.steps);
+        known.report.tests.clone_from(&ended.tests);
+        known.kept.progress.used = used;
     }
 
     /// Waits until something may be tried again, told on the line; the error, if that makes no sense. For what borrows too
@@ -424,93 +361,6 @@ impl Attempt<'_> {
         });
         tokio::time::sleep(pause).await;
         Ok(())
-    }
-
-    pub(super) async fn fetch(&self, slot: &mut Slot, want: &Want) -> Result<Fetched, Failed> {
-        let retry = self.retry();
-        let mut tried = 0;
-        loop {
-            tried += 1;
-            let error = match slot.fetch(want).await {
-                Ok(fetched) => return Ok(fetched),
-                Err(error) => error,
-            };
-            self.before_next_try("fetch", &retry, tried, error).await?;
-        }
-    }
-
-    /// What an earlier attempt kept. What cannot be read now may be read later: nothing is begun anew for that.
-    pub(super) async fn earlier(&self) -> Result<Option<(StartId, Kept, Vec<u8>)>, Failed> {
-        let find = || keep::find(self.worker, &self.work.key, &self.work.earlier);
-        let again = |_: &String| Again::Soon;
-        retried(&self.retry(), "kept work", again, |event| self.ledger.tell(event), find).await.map_err(|why| {
-            TaskError::new(Code::ArtifactFailed, format!("the work of an earlier attempt cannot be read: {why}"))
-        })
-    }
-
-    /// Under which name its work is kept at the remote: an id may be in several queues.
-    pub(super) fn kept_name(&self) -> String {
-        self.work.key.to_string()
-    }
-
-    /// An earlier attempt pushed, and died before it could say so.
-    pub(super) fn found_pushed(&self, pushing: &Pushing, fetched: &Fetched, kept: &Kept) -> Result<(), Failed> {
-        self.line.tell(Event::Note { text: "an earlier attempt has pushed the branch already".to_owned() });
-        self.ledger.begin(JobPhase::Report);
-        {
-            let mut known = self.known();
-            known.report.base_commit = Some(kept.base.clone());
-            known.report.branch = Some(pushing.branch.clone());
-            known.report.commit = fetched.branch.as_ref().map(Commit::to_string);
-            known.report.pushed = true;
-            known.report.tests.clone_from(&pushing.tests);
-            known.kept = kept.clone();
-        }
-        self.report();
-        self.ledger.over();
-        Ok(())
-    }
-
-    /// Brings the work of an earlier attempt into the workspace. What does not fit is told, and the job begins anew: what
-    /// was used counts all the same.
-    async fn resume(
-        &self,
-        slot: &mut Slot,
-        fetched: &Fetched,
-        earlier: Option<(StartId, Kept, Vec<u8>)>,
-    ) -> Result<Option<Resumed>, Failed> {
-        let Some((start, kept, patch)) = earlier else { return Ok(None) };
-        let anew = Resumed {
-            start: start.clone(),
-            progress: Progress { used: kept.progress.used, summary: String::new() },
-            implemented: false,
-            worked_ms: kept.worked_ms,
-        };
-        let work = match (Commit::parse(&kept.base), &fetched.kept) {
-            (Some(base), _) if !patch.is_empty() => KeptWork::Patch { base, patch },
-            (_, Some(commit)) => KeptWork::Commit(commit.clone()),
-            // Nothing was changed yet; what was looked at is worth telling.
-            (Some(_), None) => return Ok(Some(Resumed { progress: kept.progress, ..anew })),
-            (None, None) => return Ok(Some(anew)),
-        };
-        let mut brought = slot.resume(&work).await;
-        if let (Err(_), KeptWork::Patch { .. }, Some(commit)) = (&brought, &work, &fetched.kept) {
-            brought = slot.resume(&KeptWork::Commit(commit.clone())).await;
-        }
-        match brought {
-            Ok(()) => {
-                let mut progress = kept.progress;
-                if let Some(failed) = &kept.failed {
-                    progress.summary.push_str(&format!("\nThat attempt ended so: {failed}\n"));
-                }
-                Ok(Some(Resumed { progress, implemented: kept.implemented, ..anew }))
-            }
-            Err(error) if error.retryable() => Err(error.to_task_error()),
-            Err(error) => {
-                self.warn(format!("the work of an earlier attempt does not fit, so this one begins anew: {error}"));
-                Ok(Some(anew))
-            }
-        }
     }
 
     pub(super) async fn keep_tests(&self, tests: Option<&TestReport>) {

@@ -22,6 +22,7 @@ mod push;
 pub mod run;
 pub mod settings;
 mod shell;
+mod standing;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

@@ -5,12 +5,14 @@ use std::time::Instant;
 use agents::git::{Change, Commit, Order, Pushed};
 use agents::secret::find_known;
 use agents::workspace::{Slot, WorkspaceError};
+use schemas::agent_job::PATCH;
 use schemas::record::TaskRecord;
 use schemas::{Code, State, TaskError};
 
 use super::attempt::{Attempt, Failed};
 use super::keep;
 use super::keep::Pushing;
+use super::run::put;
 use crate::fail;
 
 impl Attempt<'_> {
@@ -21,6 +23,28 @@ impl Attempt<'_> {
             own.or_else(|| find_known(bytes).map(str::to_owned))
         };
         slot.change(&scan).await.map_err(|error| error.to_task_error())
+    }
+
+    /// Commits the change and keeps its patch.
+    pub(super) async fn commit(&self, slot: &mut Slot) -> Result<(Commit, Vec<u8>), Failed> {
+        let change = self.change(slot).await?;
+        if change.is_empty() {
+            return Err(TaskError::new(
+                Code::NothingChanged,
+                "the implementer ended, and nothing differs from the base",
+            ));
+        }
+        self.known().report.change = Some(change.report);
+        let patch = slot.patch(&change).await.map_err(|error| error.to_task_error())?;
+        let commit = slot.commit(&change, &self.message()).await.map_err(|error| error.to_task_error())?;
+        self.known().report.commit = Some(commit.to_string());
+        let artifact = put(self.worker, self.work, PATCH, patch.len() as u64, &mut patch.as_slice(), Some(30)).await;
+        let artifact = artifact
+            .map_err(|error| TaskError::new(Code::ArtifactFailed, format!("the change could not be kept: {error}")))?;
+        let mut known = self.known();
+        known.artifacts.retain(|other| other.path != PATCH);
+        known.artifacts.push(artifact);
+        Ok((commit, patch))
     }
 
     /// A line of every commit of this job's, and of no other's.

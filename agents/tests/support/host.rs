@@ -1,19 +1,20 @@
-//! A git host: the real `git http-backend` behind HTTP, for whoever has the token.
+//! A git host: the real `git http-backend` behind HTTP, for whoever has the login. This file is part of two packages.
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Arc, Mutex};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::support::repo::Repo;
-
 /// Serves repositories until it is dropped.
 pub struct Host {
     /// Of the folder.
     pub url: String,
+    logins: Arc<Mutex<BTreeSet<String>>>,
     serving: tokio::task::JoinHandle<()>,
 }
 
@@ -25,25 +26,49 @@ impl Drop for Host {
 
 #[derive(Clone)]
 struct Serve {
-    root: PathBuf,
-    login: String,
+    answers: Answers,
+    logins: Arc<Mutex<BTreeSet<String>>>,
+}
+
+#[derive(Clone)]
+enum Answers {
+    /// The repositories of a folder, for this value of `Authorization`.
+    Folder(PathBuf, String),
+    /// Go there.
+    Elsewhere(String),
 }
 
 impl Host {
-    /// Serves the folder of `repo`, to be fetched from and pushed to by this user with this token.
-    pub async fn new(repo: &Repo, user: &str, token: &str) -> Self {
-        repo.git(&["config", "http.receivepack", "true"]);
+    /// Serves the repositories of a folder, to be fetched from and pushed to by this user with this token.
+    pub async fn of(folder: &Path, user: &str, token: &str) -> Self {
+        let login = format!("Basic {}", STANDARD.encode(format!("{user}:{token}")));
+        Self::serve(Answers::Folder(folder.to_owned(), login)).await
+    }
+
+    /// Sends everybody on to another.
+    #[allow(dead_code, reason = "this file is part of two packages")]
+    pub async fn elsewhere(url: &str) -> Self {
+        Self::serve(Answers::Elsewhere(url.to_owned())).await
+    }
+
+    /// What came in `Authorization`.
+    #[allow(dead_code, reason = "this file is part of two packages")]
+    pub fn logins(&self) -> BTreeSet<String> {
+        self.logins.lock().expect("nobody panics with it").clone()
+    }
+
+    async fn serve(answers: Answers) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}", listener.local_addr().expect("an address"));
-        let root = PathBuf::from(repo.url()).parent().expect("a folder").to_owned();
-        let serve = Serve { root, login: format!("Basic {}", STANDARD.encode(format!("{user}:{token}"))) };
+        let logins: Arc<Mutex<BTreeSet<String>>> = Arc::default();
+        let serve = Serve { answers, logins: logins.clone() };
         let serving = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 // Who goes away in the middle is not answered.
                 tokio::spawn(serve.clone().answer(stream));
             }
         });
-        Self { url, serving }
+        Self { url, logins, serving }
     }
 }
 
@@ -65,15 +90,26 @@ impl Serve {
         let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
         let mut body = vec![0; header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0)];
         stream.read_exact(&mut body).await?;
-        if header("authorization") != Some(self.login) {
+        let login = header("authorization");
+        self.logins.lock().expect("nobody panics with it").extend(login.clone());
+        let (root, right) = match self.answers {
+            Answers::Folder(root, right) => (root, right),
+            Answers::Elsewhere(url) => {
+                let answer = format!(
+                    "HTTP/1.1 301 Moved\r\nLocation: {url}{target}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+                );
+                return stream.write_all(answer.as_bytes()).await;
+            }
+        };
+        if login != Some(right) {
             let refusal = "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"git\"\r\nContent-Length: 0\r\n\
                            Connection: close\r\n\r\n";
             return stream.write_all(refusal.as_bytes()).await;
         }
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         let mut backend = tokio::process::Command::new("git")
-            .arg("http-backend")
-            .env("GIT_PROJECT_ROOT", &self.root)
+            .args(["-c", "http.receivepack=true", "http-backend"])
+            .env("GIT_PROJECT_ROOT", &root)
             .env("GIT_HTTP_EXPORT_ALL", "1")
             .env("PATH_INFO", path)
             .env("QUERY_STRING", query)
