@@ -5,7 +5,7 @@ mod mask;
 mod written;
 
 pub use known::find_known;
-pub use mask::{Mask, MaskStream, TooShort};
+pub use mask::{LEAST_BYTES, Mask, MaskStream, TooShort};
 
 use zeroize::{Zeroize, ZeroizeOnDrop};
 

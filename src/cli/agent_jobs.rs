@@ -220,7 +220,8 @@ impl AgentJobs {
     }
 }
 
-/// How this machine reaches others, which git has no other way to know. Its certificates are told by a name of its own.
+/// How this machine reaches others, which git has no other way to know. Its certificates are told by names of its own, and
+/// it takes one folder of them.
 fn for_git(set: impl Fn(&str) -> Option<String>) -> BTreeMap<String, String> {
     const KNOWN: [&str; 10] = [
         "http_proxy",
@@ -236,7 +237,11 @@ fn for_git(set: impl Fn(&str) -> Option<String>) -> BTreeMap<String, String> {
     ];
     let same = KNOWN.into_iter().map(|name| (name, name));
     let all = [("SSL_CERT_FILE", "GIT_SSL_CAINFO"), ("SSL_CERT_DIR", "GIT_SSL_CAPATH")].into_iter().chain(same);
-    all.filter_map(|(from, to)| Some((to.to_owned(), set(from)?))).collect()
+    let known = all.filter_map(|(from, to)| Some((from, to, set(from)?)));
+    known
+        .filter(|(from, _, value)| *from != "SSL_CERT_DIR" || !value.contains(':'))
+        .map(|(_, to, value)| (to.to_owned(), value))
+        .collect()
 }
 
 fn read(flag: &str, path: &Path) -> Result<Arc<Secret>, Error> {
@@ -275,6 +280,8 @@ mod tests {
             told(&[("SSL_CERT_FILE", "/ca"), ("https_proxy", "http://p"), ("HOME", "/root"), ("GIT_DIR", "/x")]),
             wanted(&[("GIT_SSL_CAINFO", "/ca"), ("https_proxy", "http://p")])
         );
+        assert_eq!(told(&[("SSL_CERT_DIR", "/a")]), wanted(&[("GIT_SSL_CAPATH", "/a")]));
+        assert_eq!(told(&[("SSL_CERT_DIR", "/a:/b")]), wanted(&[]), "git takes one folder");
         // What is said of git is said of git.
         let both = told(&[("SSL_CERT_FILE", "/all"), ("GIT_SSL_CAINFO", "/git")]);
         assert_eq!(both, wanted(&[("GIT_SSL_CAINFO", "/git")]));

@@ -14,7 +14,7 @@ use super::written::{Form, forms};
 /// What stands where a secret stood.
 const HIDDEN: &[u8] = b"***";
 /// Shorter ones cannot be hidden: they are part of everything.
-const LEAST_BYTES: usize = 4;
+pub const LEAST_BYTES: usize = 4;
 
 /// Hides every known secret in texts and streams: as it is, and as base64 (also inside longer base64), hex,
 /// percent-encoded, JSON-escaped and shell-quoted. The default hides nothing.

@@ -7,6 +7,7 @@ use serde_json::json;
 use super::outside::Rest;
 use super::scripted::Scripted;
 use super::{World, mends, until};
+use crate::support::With;
 use crate::support::repo::RIGHT;
 
 const KEY: &str = "default.t";
@@ -23,7 +24,7 @@ async fn cancelled_in(world: &World, phase: JobPhase) {
     let nothing_runs = async || {
         let all = std::process::Command::new("ps").args(["-eo", "args"]).output().expect("ps runs");
         let all = String::from_utf8_lossy(&all.stdout).into_owned();
-        !all.lines().any(|line| line.contains(&hangs) || (line.starts_with("git ") && line.contains(&folder)))
+        !all.lines().any(|line| line.contains(&hangs) || (line.contains("git ") && line.contains(&folder)))
     };
     until("no process is left", nothing_runs).await;
     let free = async || {
@@ -39,7 +40,7 @@ async fn cancelled_in(world: &World, phase: JobPhase) {
 /// A command without an end that no other test has.
 fn hang(world: &World) -> String {
     let folder = std::fs::metadata(world.fleet.folder()).expect("it is there");
-    format!("sleep 9{}", std::os::unix::fs::MetadataExt::ino(&folder))
+    format!("sleep 9{:012}", std::os::unix::fs::MetadataExt::ino(&folder))
 }
 
 /// A model that mends the fault, and has nothing to add when it is asked once more.
@@ -149,6 +150,21 @@ async fn a_cancel_while_a_command_of_the_model_runs_leaves_nothing() {
     let called = async || world.told("t").await.iter().any(|entry| matches!(entry.event, Event::ToolCall { .. }));
     until("the command runs", called).await;
     cancelled_in(&world, JobPhase::Implement).await;
+}
+
+#[tokio::test]
+async fn what_a_cancelled_command_says_at_last_is_in_the_log() {
+    let says = "trap 'echo these are my last words; exit' TERM; echo up; while :; do sleep 0.05; done";
+    let world = World::of(json!([{"calls": [{"name": "run_command", "arguments": {"command": says}}]}])).await;
+    let _worker = world.worker("w").await;
+    world.fleet.publish(KEY, &world.job(json!({})).with("stop_grace", "20s")).await;
+    let logs = async || world.fleet.shoal(&["logs", "t"]).await.stdout;
+    until("it is up", async || logs().await.contains("up")).await;
+    world.fleet.shoal(&["cancel", "t"]).await.ok();
+    assert_eq!(world.fleet.ended(KEY).await.state, State::Cancelled);
+    for log in [logs().await, world.artifact("t", "job.log").await] {
+        assert!(log.contains("these are my last words"), "{log}");
+    }
 }
 
 #[tokio::test]

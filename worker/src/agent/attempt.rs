@@ -142,6 +142,11 @@ impl Attempt<'_> {
                 };
                 self.keep_at_the_end(slot, why).await;
             }
+            if let Some(shell) = &shell
+                && !shell.last_words().await
+            {
+                self.warn("what its commands wrote last is not in the log".to_owned());
+            }
             self.leave_logs().await;
         };
         if tokio::time::timeout(patience, away).await.is_err() {

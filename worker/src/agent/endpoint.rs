@@ -13,6 +13,7 @@ use futures_util::{FutureExt, StreamExt};
 use schemas::nats_agent::{BEAT, Beat, Prompt, Refusal, SERVICE, chunk, task_token};
 use schemas::transcript::{Entry, Event, Message};
 use schemas::{More, Names, TaskKey, header};
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinSet;
 
 use super::line::JobLine;
@@ -93,7 +94,11 @@ async fn once(client: &Client, names: &Names, key: &TaskKey, line: &JobLine) -> 
                     Ok(prompt) if !prompt.attachments.is_empty() => {
                         caller.refuse(&Refusal::new(400, "a running job takes no attachments")).await?;
                     }
-                    Ok(prompt) => drop(callers.spawn(caller.converse(prompt.text))),
+                    Ok(prompt) => {
+                        // Here, so that words are heard in the order in which they came.
+                        let told = caller.say(prompt.text);
+                        callers.spawn(caller.converse(told));
+                    }
                     Err(refusal) => caller.refuse(&refusal).await?,
                 }
             }
@@ -129,24 +134,23 @@ impl Caller {
         Ok(self.client.publish(self.reply.clone(), body.into()).await?)
     }
 
-    /// Says it, and streams what the job says until it has answered, or is over.
-    async fn converse(self, text: String) {
-        if let Err(error) = self.stream(&text).await {
+    /// Says it to the job; what the job says from then on.
+    fn say(&self, text: String) -> UnboundedReceiver<Entry> {
+        let told = self.line.listen();
+        self.line.hear(Message { text, answers: None, queue: Some(self.key.queue.clone()), more: More::default() });
+        told
+    }
+
+    /// Streams what the job says until it has answered, or is over.
+    async fn converse(self, told: UnboundedReceiver<Entry>) {
+        if let Err(error) = self.stream(told).await {
             tracing::debug!(task = %self.key, %error, "a caller of the agent protocol is not answered");
         }
         let _ = self.client.publish(self.reply.clone(), bytes::Bytes::new()).await;
     }
 
-    async fn stream(&self, text: &str) -> Result<(), async_nats::Error> {
-        let mut told = self.line.listen();
+    async fn stream(&self, mut told: UnboundedReceiver<Entry>) -> Result<(), async_nats::Error> {
         self.send(chunk::ack()).await?;
-        let message = Message {
-            text: text.to_owned(),
-            answers: None,
-            queue: Some(self.key.queue.clone()),
-            more: More::default(),
-        };
-        self.line.hear(message);
         let mut asked = JoinSet::new();
         let mut sign = tokio::time::interval(BEAT);
         sign.tick().await;

@@ -151,7 +151,8 @@ fn mask_of(config: &Config) -> Result<Mask, agents::secret::TooShort> {
     let services = services.into_iter().filter_map(|(name, service)| Some((name, service.as_ref()?.token.as_deref()?)));
     let own = own.into_iter().filter_map(|(name, secret)| Some((name, secret.as_deref()?))).chain(services);
     let named = settings.secrets.iter().map(|(name, secret): (&String, &Arc<Secret>)| (name.as_str(), &**secret));
-    Mask::new(own.chain(named))
+    let proxies = settings.git.proxy_logins();
+    Mask::new(own.chain(named).chain(proxies.iter().map(|login| ("the login of a proxy", login))))
 }
 
 /// `Name <mail>`.

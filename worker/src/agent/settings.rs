@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agents::model::Prices;
-use agents::secret::Secret;
+use agents::secret::{LEAST_BYTES, Secret};
 use globset::GlobBuilder;
 use schemas::agent_job::{AgentJob, Implementer, JobRuntime};
 use schemas::{Bytes, Code, TaskError};
@@ -52,6 +52,22 @@ pub struct GitSettings {
     pub env: BTreeMap<String, String>,
     /// Whose commits these are, as `Name <mail>`.
     pub author: String,
+}
+
+impl GitSettings {
+    /// The logins in what git is told of proxies, which it quotes where it cannot read them: each URL as a whole, and its
+    /// password by itself.
+    pub(super) fn proxy_logins(&self) -> Vec<Secret> {
+        let urls = self.env.iter().filter(|(name, _)| name.to_lowercase().ends_with("_proxy")).map(|(_, url)| url);
+        let logins = urls.filter_map(|url| {
+            let (login, _) = url.rsplit_once('@')?;
+            let login = login.split_once("://").map_or(login, |(_, login)| login);
+            Some((url, login.split_once(':').map_or(login, |(_, password)| password)))
+        });
+        let texts = logins.flat_map(|(url, password)| [url.as_str(), password]);
+        // What is shorter would hide everything.
+        texts.filter(|text| text.len() >= LEAST_BYTES).map(|text| Secret::new(text.to_owned())).collect()
+    }
 }
 
 /// How it speaks to models.
@@ -184,6 +200,29 @@ mod tests {
 
     fn job(repository: &str) -> AgentJob {
         serde_json::from_value(serde_json::json!({"repository": repository, "title": "a"})).unwrap()
+    }
+
+    #[test]
+    fn the_login_of_a_proxy_is_hidden_however_it_is_written() {
+        let mut settings = AgentSettings::default();
+        for (name, url) in [
+            ("https_proxy", "http://user:p#ss/w@rd@proxy:3128"),
+            ("ALL_PROXY", "user:secret-2@proxy"),
+            ("http_proxy", "http://user:ab@proxy"),
+            ("NO_PROXY", "a@b.c"),
+            ("SSH_AUTH_SOCK", "/run/a@b"),
+        ] {
+            settings.git.env.insert(name.to_owned(), url.to_owned());
+        }
+        let logins = settings.git.proxy_logins();
+        let mask =
+            agents::secret::Mask::new(logins.iter().map(|login| ("the login of a proxy", login))).expect("long enough");
+        let said =
+            "fatal: Invalid proxy URL 'http://user:p#ss/w@rd@proxy:3128', p#ss/w@rd, secret-2, http://user:ab@proxy";
+        let shown = mask.text(said);
+        for secret in ["p#ss", "w@rd", "secret-2", ":ab@"] {
+            assert!(!shown.contains(secret), "{shown}");
+        }
     }
 
     #[test]

@@ -59,7 +59,7 @@ struct Inner {
     running: Mutex<Vec<StartId>>,
     /// One for each stream that is not at its end.
     followers: TaskTracker,
-    /// Streams without an end are given up.
+    /// What is not at its end by now is left.
     given_up: CancellationToken,
     closed: CancellationToken,
 }
@@ -148,8 +148,7 @@ impl JobShell {
         self.inner.used.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Stops what still runs, each within `grace`, and returns when all of it is gone and its last words are in the log.
-    /// Nothing can be started after it.
+    /// Stops what still runs, each within `grace`, and returns when all of it is gone. Nothing can be started after it.
     pub async fn close(&self, grace: Duration) {
         self.inner.closed.cancel();
         let running = self.inner.running.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -160,12 +159,16 @@ impl JobShell {
             self.inner.finish(start).await;
         }))
         .await;
+    }
+
+    /// Behind [`Self::close`]: waits until what the commands wrote last is in the log. Whether all of it is: a log that is
+    /// far behind is not waited for, nor a stream that something holds open.
+    pub async fn last_words(&self) -> bool {
         self.inner.followers.close();
-        // What has escaped from its command may hold a stream open.
-        if tokio::time::timeout(LAST_WORDS, self.inner.followers.wait()).await.is_err() {
-            tracing::debug!(task = %self.inner.key, "a command's output has no end");
-            self.inner.given_up.cancel();
-        }
+        let all = tokio::time::timeout(LAST_WORDS, self.inner.followers.wait()).await.is_ok();
+        self.inner.given_up.cancel();
+        self.inner.followers.wait().await;
+        all
     }
 }
 
