@@ -237,11 +237,8 @@ fn for_git(set: impl Fn(&str) -> Option<String>) -> BTreeMap<String, String> {
     ];
     let same = KNOWN.into_iter().map(|name| (name, name));
     let all = [("SSL_CERT_FILE", "GIT_SSL_CAINFO"), ("SSL_CERT_DIR", "GIT_SSL_CAPATH")].into_iter().chain(same);
-    let known = all.filter_map(|(from, to)| Some((from, to, set(from)?)));
-    known
-        .filter(|(from, _, value)| *from != "SSL_CERT_DIR" || !value.contains(':'))
-        .map(|(_, to, value)| (to.to_owned(), value))
-        .collect()
+    let fits = |from: &str, value: &String| from != "SSL_CERT_DIR" || !value.contains(':');
+    all.filter_map(|(from, to)| Some((to.to_owned(), set(from).filter(|value| fits(from, value))?))).collect()
 }
 
 fn read(flag: &str, path: &Path) -> Result<Arc<Secret>, Error> {

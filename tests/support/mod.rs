@@ -17,6 +17,7 @@ mod operator;
 mod own_engine;
 mod program;
 mod proxy;
+pub mod python;
 mod raw;
 mod registry;
 pub mod repo;

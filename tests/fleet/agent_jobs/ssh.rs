@@ -1,28 +1,21 @@
 //! A remote behind real ssh: the system's own client, and a server that knows one key.
 
-use std::io::{BufRead, BufReader};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use schemas::{Code, State};
 use serde_json::{Value, json};
 
 use super::{World, mends, succeeded};
 use crate::support::Program;
+use crate::support::python::Python;
 use crate::support::repo::RIGHT;
 
 /// Serves the world's folder until it is dropped.
 struct Host {
-    child: Child,
+    server: Python,
     folder: PathBuf,
-    port: u16,
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 fn key(folder: &Path, name: &str) -> PathBuf {
@@ -37,22 +30,9 @@ impl Host {
     fn start(world: &World) -> Self {
         let folder = world.fleet.folder().to_owned();
         let known = key(&folder, "known.key").with_extension("key.pub");
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let mut child = Command::new(root.join(".tools/venv/bin/python"))
-            .arg(root.join("tests/ssh/server.py"))
-            .arg("--root")
-            .arg(&folder)
-            .arg("--key")
-            .arg(known)
-            .arg("--host-key")
-            .arg(key(&folder, "host.key"))
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("python runs; `scripts/setup tests` has brought it");
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("a line");
-        let port = line.trim().strip_prefix("ready ").and_then(|port| port.parse().ok()).expect("it is ready");
-        Self { child, folder, port }
+        let args = [("--root", folder.clone()), ("--key", known), ("--host-key", key(&folder, "host.key"))];
+        let args = args.iter().flat_map(|(flag, path)| [OsStr::new(flag), path.as_os_str()]);
+        Self { server: Python::start("ssh/server.py", args), folder }
     }
 
     /// A worker that goes there with this key, and believes the host keys in `hosts`.
@@ -68,7 +48,7 @@ impl Host {
     }
 
     fn job(&self, world: &World) -> Value {
-        world.job(json!({"repository": format!("ssh://git@127.0.0.1:{}{}", self.port, world.repo.url())}))
+        world.job(json!({"repository": format!("ssh://git@127.0.0.1:{}{}", self.server.port, world.repo.url())}))
     }
 }
 
@@ -99,7 +79,7 @@ async fn a_key_that_is_not_taken_and_a_host_that_is_another_one_are_told() {
     assert!(message.contains("Permission denied"), "{message}");
     // Whoever answers there now is not who answered before.
     let other = std::fs::read_to_string(host.folder.join("stranger.key.pub")).expect("a key");
-    let known = format!("[127.0.0.1]:{} {other}", host.port);
+    let known = format!("[127.0.0.1]:{} {other}", host.server.port);
     std::fs::write(host.folder.join("hosts"), known).expect("written");
     let _worker = host.worker(&world, "w", "known.key").await;
     let message = refused("w.t").await;

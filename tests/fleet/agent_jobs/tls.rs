@@ -1,49 +1,33 @@
 //! Remote and model behind real https, signed by an authority that only the worker's environment names.
 
-use std::io::{BufRead, BufReader};
+use std::ffi::OsStr;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use schemas::{Code, State};
 use serde_json::json;
 
 use super::host::Host;
 use super::{World, mends, succeeded};
+use crate::support::python::Python;
 use crate::support::repo::RIGHT;
 
 const TOKEN: &str = "token-of-the-https-remote";
 
 /// TLS in front of a plain server, until it is dropped.
 struct Front {
-    child: Child,
+    _server: Python,
     /// `https://localhost:PORT`.
     url: String,
-}
-
-impl Drop for Front {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 impl Front {
     fn of(plain: &str, folder: &Path) -> Self {
         let port = plain.trim_start_matches("http://").split(['/', ':']).nth(1).expect("a port");
-        let mut child = Command::new("python3")
-            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tls/front.py"))
-            .args(["--to", port])
-            .arg("--cert")
-            .arg(folder.join("cert.pem"))
-            .arg("--key")
-            .arg(folder.join("key.pem"))
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("python runs");
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("a line");
-        let port = line.trim().strip_prefix("ready ").expect("it is ready");
-        Self { url: format!("https://localhost:{port}"), child }
+        let (cert, key) = (folder.join("cert.pem"), folder.join("key.pem"));
+        let args = [("--to", OsStr::new(port)), ("--cert", cert.as_os_str()), ("--key", key.as_os_str())];
+        let server = Python::start("tls/front.py", args.iter().flat_map(|(flag, value)| [OsStr::new(flag), value]));
+        Self { url: format!("https://localhost:{}", server.port), _server: server }
     }
 }
 
