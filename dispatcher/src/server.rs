@@ -98,6 +98,10 @@ pub async fn run(
     let doors = doors::run(client.clone(), stop.clone());
     let calls = Api::new(client, registry.clone(), health, config.http_settings.streams, stop.clone());
     let service = micro::Service::start(calls.clone()).await;
+    // Once the server answers this, it has read the subscriptions: a dispatcher that says that it is ready can be asked.
+    if let Err(error) = js.stream_state(&config.names.tasks_stream()).await {
+        tracing::debug!(%error, "not known whether NATS requests arrive yet");
+    }
     let http = api::serve(listener, calls, config.http_settings, stop.clone());
     let link = connection.clone();
     let duties = reconcile::run(

@@ -102,6 +102,7 @@ async fn a_queue_is_a_consumer_that_counts_what_waits_and_what_is_out() {
 async fn a_worker_is_drained_by_a_plain_request() {
     let fleet = Fleet::start().await;
     let mut worker = fleet.worker("w").start().await;
+    fleet.agent_is("w", AgentStatus::Ready).await;
     assert_eq!(fleet.agents().await, BTreeSet::from(["w".to_owned()]));
     let body = json!({"grace": "1m"}).to_string();
     let answer = fleet.nats.request("shoal.control.w.drain", body.into()).await.expect("the worker answers");

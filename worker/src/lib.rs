@@ -167,7 +167,8 @@ pub async fn run(
     services.spawn(clock::keep(worker.clone(), connection.clone(), end_services.clone()));
     services.spawn(follow_settings(worker.clone(), connection.clone(), end_services.clone()));
     let (drain_asked, drain_wish) = watch::channel(None);
-    services.spawn(service::run(worker.clone(), drain_asked, end_services.clone()));
+    // Before the first pull: a worker that says that it is ready can be asked.
+    services.spawn(service::listen(worker.clone(), drain_asked, end_services.clone()).await);
     let (answered, is_ready) = watch::channel(false);
     let (say_draining, draining) = watch::channel(false);
     let beat = heartbeat::Heartbeat::new(worker.clone(), is_ready.clone(), draining);

@@ -36,12 +36,29 @@ enum Verb {
 /// The endpoint that bears the counts.
 const INFO: &str = "info";
 
-/// Answers until `stop`; a wish to drain is told by `wish`.
-pub async fn run(worker: Arc<Worker>, wish: watch::Sender<Option<Duration>>, stop: CancellationToken) {
-    let (service, mut requests) = match start(&worker).await {
-        Ok(started) => started,
-        Err(error) => return tracing::warn!(%error, "no NATS service: it cannot be drained from afar"),
-    };
+/// Subscribes, and gives what answers until `stop`; a wish to drain is told by `wish`.
+/// Whatever is sent to the server from now on, it reads after the subscriptions.
+pub async fn listen(
+    worker: Arc<Worker>,
+    wish: watch::Sender<Option<Duration>>,
+    stop: CancellationToken,
+) -> impl Future<Output = ()> {
+    let started = start(&worker).await;
+    async move {
+        match started {
+            Ok((service, requests)) => answer(&worker, service, requests, &wish, &stop).await,
+            Err(error) => tracing::warn!(%error, "no NATS service: it cannot be drained from afar"),
+        }
+    }
+}
+
+async fn answer(
+    worker: &Worker,
+    service: Service,
+    mut requests: Requests,
+    wish: &watch::Sender<Option<Duration>>,
+    stop: &CancellationToken,
+) {
     loop {
         let (verb, request) = tokio::select! {
             () = stop.cancelled() => break,
@@ -51,10 +68,10 @@ pub async fn run(worker: Arc<Worker>, wish: watch::Sender<Option<Duration>>, sto
             },
         };
         let answer = match verb {
-            Verb::Drain => drain(&worker, &request, &wish),
-            Verb::Cordon => asked(&request).and_then(|asked| json(&cordon::obey(&worker, asked))),
-            Verb::Info => info(&worker),
-            Verb::Holds => read(&request).and_then(|asked| json(&holder::holds(&worker, &asked))),
+            Verb::Drain => drain(worker, &request, wish),
+            Verb::Cordon => asked(&request).and_then(|asked| json(&cordon::obey(worker, asked))),
+            Verb::Info => info(worker),
+            Verb::Holds => read(&request).and_then(|asked| json(&holder::holds(worker, &asked))),
         };
         if let Err(error) = request.respond(answer).await {
             tracing::debug!(?verb, %error, "not answered");

@@ -19,7 +19,8 @@ async fn every_way_to_end_has_its_own_reason() {
     // anybody could see the bound that it ran into.
     let bomb = "(i=0; while [ $i -lt 200 ]; do sleep 600 & i=$((i+1)); done); \
                 i=0; while [ $i -lt 1000000 ]; do i=$((i+1)); done; exit 2";
-    let hog = "head -c 400000000 /dev/zero | tail > /dev/null";
+    // Later than the engine's own start of watching for it, which may be after that of the program.
+    let hog = "sleep 2; head -c 400000000 /dev/zero | tail > /dev/null";
     // Task, code, exit code, signal, outcome.
     let table = [
         (shell_in("exit 3"), Code::ExitedNonZero, Some(3), None, Outcome::Exited),

@@ -30,6 +30,30 @@ async fn a_time_limit_kills_the_whole_container() {
 }
 
 #[tokio::test]
+async fn what_is_stopped_in_the_middle_of_its_start_is_gone_when_its_end_is_told() {
+    let engine = engine!();
+    let fleet = Fleet::start().await;
+    let _worker = engine.worker(&fleet, "w").slots(4).start().await;
+    let jobs: Vec<_> = (1..=16).map(|n| (n, fleet.job())).collect();
+    for (n, job) in &jobs {
+        // Ever later, so that some end in each part of a start.
+        let task = job.contained("sleep 600").with("timeout", format!("{}ms", n * 50)).with("stop_grace", "0s");
+        fleet.publish(&format!("default.t-{n}"), &task).await;
+    }
+    let ended = jobs.iter().map(async |(n, job)| {
+        let record = fleet.ended(&format!("default.t-{n}")).await;
+        assert_eq!(record.attempts[0].outcome, Outcome::TimedOut, "{record:?}");
+        assert_eq!(job.processes(), [0; 0], "{record:?}");
+        job.starts()
+    });
+    let starts = futures_util::future::join_all(ended).await;
+    nothing_left(&engine, &fleet, "w").await;
+    // And none starts after it.
+    let now: Vec<_> = jobs.iter().map(|(_, job)| job.starts()).collect();
+    assert_eq!(now, starts);
+}
+
+#[tokio::test]
 async fn what_talks_is_not_idle() {
     let engine = engine!();
     let fleet = Fleet::start().await;

@@ -214,8 +214,7 @@ impl agents::Shell for JobShell {
 
     fn run(&self, command: Command) -> BoxFuture<'_, Result<Ran, ShellError>> {
         async move {
-            let (start, started) = self.inner.start(&command, None).await?;
-            let guard = Stopping { inner: self.inner.clone(), start: Some(start.clone()) };
+            let (guard, start, started) = self.inner.start(&command, None).await?;
             let keep = command.keep;
             let mask = || self.inner.mask.stream();
             let out = self.inner.follow(started.stdout, LogSource::Stdout, keep, mask());
@@ -239,8 +238,7 @@ impl agents::Shell for JobShell {
                 ShellError::NotStarted(TaskError::new(Code::StartFailed, message))
             })?;
             let seen = agents::Shell::sees(self, &name);
-            let (start, started) = self.inner.start(&command, Some(&seen)).await?;
-            let guard = Stopping { inner: self.inner.clone(), start: Some(start.clone()) };
+            let (guard, start, started) = self.inner.start(&command, Some(&seen)).await?;
             let err = self.inner.follow(started.stderr, LogSource::Stderr, command.keep, self.inner.mask.stream());
             let inner = self.inner.clone();
             let end = async move {
@@ -257,7 +255,11 @@ impl agents::Shell for JobShell {
 
 impl Inner {
     /// Starts one command; `stdin` is a named pipe as commands see it.
-    async fn start(&self, command: &Command, stdin: Option<&Path>) -> Result<(StartId, Started), ShellError> {
+    async fn start(
+        self: &Arc<Self>,
+        command: &Command,
+        stdin: Option<&Path>,
+    ) -> Result<(Stopping, StartId, Started), ShellError> {
         if self.closed.is_cancelled() {
             return Err(ShellError::NotStarted(TaskError::new(Code::Cancelled, "the job is being stopped")));
         }
@@ -307,13 +309,18 @@ impl Inner {
             binds: self.binds.clone(),
         };
         self.running().push(start.clone());
-        let unstarted = Unstarted { inner: self, start: Some(start.clone()) };
-        let started = self.runtime.start(job).await.map_err(|error| match error {
-            StartError::Unsure { .. } => ShellError::Lost(error.to_task_error()),
-            _ => ShellError::NotStarted(error.to_task_error()),
-        })?;
-        unstarted.did();
-        Ok((start, started))
+        let guard = Stopping { inner: self.clone(), start: Some(start.clone()) };
+        match self.runtime.start(job).await {
+            Ok(started) => Ok((guard, start, started)),
+            Err(error) => {
+                guard.over();
+                self.running().retain(|other| *other != start);
+                Err(match error {
+                    StartError::Unsure { .. } => ShellError::Lost(error.to_task_error()),
+                    _ => ShellError::NotStarted(error.to_task_error()),
+                })
+            }
+        }
     }
 
     fn running(&self) -> std::sync::MutexGuard<'_, Vec<StartId>> {
@@ -435,27 +442,7 @@ impl Keeping {
     }
 }
 
-/// A start under way; one that is given up leaves nothing, so it is no longer among what runs.
-struct Unstarted<'a> {
-    inner: &'a Inner,
-    start: Option<StartId>,
-}
-
-impl Unstarted<'_> {
-    fn did(mut self) {
-        self.start = None;
-    }
-}
-
-impl Drop for Unstarted<'_> {
-    fn drop(&mut self) {
-        if let Some(start) = &self.start {
-            self.inner.running().retain(|other| other != start);
-        }
-    }
-}
-
-/// A command that nobody waits for any more is stopped.
+/// A command that nobody waits for any more is stopped, also in the middle of its start.
 struct Stopping {
     inner: Arc<Inner>,
     start: Option<StartId>,

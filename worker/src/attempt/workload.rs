@@ -235,17 +235,23 @@ async fn in_runtime(
         let started = tokio::select! {
             started = &mut starting => Some(started),
             // A process may run already, and then it gets its grace.
-            grace = stopping(&mut stop) => {
-                let patience = if is_process { SOON.min(grace) } else { Duration::ZERO };
+            _ = stopping(&mut stop) => {
+                let patience = if is_process { SOON } else { Duration::ZERO };
                 tokio::time::timeout(patience, &mut starting).await.ok()
             }
         };
         let Some(started) = started else {
-            // Dropped half way, a start leaves nothing.
+            drop(starting);
+            // The engine may be starting it at this moment: the end is told when it is taken back.
+            if let Err(error) = runtime.stop(&work.start, Duration::ZERO).await {
+                tracing::warn!(task = %work.key, start = %work.start, %error, "a start that was given up was not stopped");
+            }
             return Err(End::failed(TaskError::new(Code::Cancelled, "stopped while it started")));
         };
         let started = started.map_err(not_started)?;
         let now = worker.js.now();
+        // What was silent until now was the engine.
+        work.activity.touch();
         let started_at = Timestamp::from_millis(now.as_millis() - started.ran.as_millis() as i64);
         fail::point("after_start");
         let ending = async {

@@ -42,7 +42,7 @@ pub trait Runtime: Send + Sync + 'static {
     fn surroundings(&self, folder: &Path, result_file: &Path) -> Surroundings;
 
     /// Starts one workload and returns once it runs, or ran. A failed start leaves nothing behind.
-    /// Cancel safe: a start whose future is dropped leaves nothing running.
+    /// Cancel safe: a start whose future is dropped is taken back; a [`Self::stop`] of it returns when it is.
     fn start(&self, job: Job) -> BoxFuture<'_, Result<Started, StartError>>;
 
     /// Waits for the end. When it returns, everything that the workload started is gone.

@@ -107,7 +107,7 @@ conformance! {
     starts:
         a_program_that_is_not_there_is_told_as_such,
         a_file_that_is_no_program_is_told_as_such,
-        a_start_that_is_given_up_leaves_nothing,
+        a_start_that_is_given_up_is_gone_once_it_is_stopped,
         a_workload_of_another_kind_is_refused,
         a_start_id_is_used_once,
         a_closed_runtime_has_killed_everything_and_starts_nothing;

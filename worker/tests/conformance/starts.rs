@@ -32,21 +32,23 @@ pub async fn a_file_that_is_no_program_is_told_as_such(world: &World) {
     assert_eq!(refused.to_task_error().code, Code::CommandNotExecutable, "{refused}");
 }
 
-pub async fn a_start_that_is_given_up_leaves_nothing(world: &World) {
-    // Given up at ever later moments: at each step of a start at least once.
-    for step in 0..12 {
-        let start = world.runtime.start(world.shell("sleep 1000"));
-        let given_up = tokio::time::timeout(Duration::from_millis(step * 15), start).await;
+pub async fn a_start_that_is_given_up_is_gone_once_it_is_stopped(world: &World) {
+    // Given up at ever later moments, at each step of a start, until one is over before.
+    for step in 0.. {
+        let job = world.shell("sleep 1000");
+        let start = job.start.clone();
+        let given_up = tokio::time::timeout(Duration::from_millis(step * 25), world.runtime.start(job)).await;
+        within(world.runtime.stop(&start, Duration::ZERO)).await.unwrap();
+        let is_late = given_up.is_ok();
         if let Ok(started) = given_up {
-            drop(started);
+            drop(started.expect("it starts"));
+            within(world.runtime.remove(&start)).await.unwrap();
+        }
+        assert_eq!(world.left().await, Vec::<String>::new(), "given up after {} ms", step * 25);
+        if is_late {
             break;
         }
     }
-    for listed in within(world.runtime.list()).await.unwrap() {
-        within(world.runtime.stop(&listed.start, Duration::ZERO)).await.unwrap();
-        within(world.runtime.remove(&listed.start)).await.unwrap();
-    }
-    crate::world::eventually(async || world.left().await.is_empty().then_some(())).await;
 }
 
 pub async fn a_workload_of_another_kind_is_refused(world: &World) {

@@ -145,11 +145,13 @@ impl Core {
         drop(job);
         // A dropped receiver has given up, too.
         let _ = tell.send(Ok(started));
-        let attending = attendant.attend(attached, output, stdin, tell_end);
+        let attending = attendant.attend(attached, output, stdin, tell_end.clone());
         if given_up.run_until_cancelled(attending).await.is_none() {
             self.take_back(&known).await;
             self.jobs.forget(&start);
         }
+        // Whoever stops a start that was given up waits for this.
+        drop(tell_end);
     }
 
     /// Everything up to the running container. `is_made` says that there may be one.
