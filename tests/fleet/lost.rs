@@ -3,7 +3,7 @@
 use futures_util::StreamExt;
 use schemas::{AgentStatus, Code, Outcome, State};
 
-use crate::support::{Fleet, Ledger, With, eventually, in_time, noop, process_runs};
+use crate::support::{Fleet, Ledger, Proxy, With, eventually, in_time, noop, process_runs};
 
 #[tokio::test]
 async fn a_killed_worker_gives_its_task_to_another() {
@@ -255,11 +255,22 @@ async fn five_rolling_restarts_of_all_workers_condemn_nobody() {
     }
 }
 
-/// As after a server's death or a change of leaders in a cluster, which forget who holds what.
 #[tokio::test]
 async fn what_is_handed_out_again_while_its_holder_lives_is_left_to_it() {
-    let fleet = Fleet::builder().ack_wait("30s").start().await;
-    let _holder = fleet.worker("holder").slots(2).start().await;
+    handed_out_again(|_| {}).await;
+}
+
+#[tokio::test]
+async fn what_is_handed_out_again_while_its_holder_is_cut_off_for_a_moment_is_left_to_it() {
+    handed_out_again(Proxy::cut).await;
+}
+
+/// As after a server's death or a change of leaders in a cluster, which forget who holds what: the `trouble` is there
+/// while another worker is handed what the holder has.
+async fn handed_out_again(trouble: impl FnOnce(&Proxy)) {
+    let mut fleet = Fleet::builder().ack_wait("30s").start().await;
+    let proxy = Proxy::start(fleet.nats().address()).await;
+    let _holder = fleet.worker("holder").env("SHOAL_NATS_URL", &proxy.url()).slots(2).start().await;
     let jobs = [fleet.job(), fleet.job()];
     let tasks = [jobs[0].gated(""), jobs[1].gated("").with("on_lost", "fail")];
     let mut sequences = Vec::new();
@@ -271,6 +282,7 @@ async fn what_is_handed_out_again_while_its_holder_lives_is_left_to_it() {
     // With all its slots taken the holder pulls nothing, so the other gets both.
     let mut other = fleet.worker("other").slots(2).spawn();
     other.ready().await;
+    trouble(&proxy);
     fleet.stream("SHOAL_TASKS").await.delete_consumer("default").await.expect("deleted");
     eventually("both are out again", async || {
         let stream = fleet.stream("SHOAL_TASKS").await;
@@ -286,6 +298,7 @@ async fn what_is_handed_out_again_while_its_holder_lives_is_left_to_it() {
         n => Err(format!("{n} were left")),
     })
     .await;
+    proxy.restore();
     jobs.iter().for_each(crate::support::Job::open);
     for (n, job) in jobs.iter().enumerate() {
         let record = fleet.run_ended(&format!("default.t-{n}"), sequences[n]).await;

@@ -32,6 +32,8 @@ pub struct Heartbeat {
     /// Whether pulls are answered.
     ready: watch::Receiver<bool>,
     draining: watch::Receiver<bool>,
+    /// Whether the registry has been told of the first.
+    shown: watch::Sender<bool>,
     cpu: Option<(u64, u64)>,
     /// Of this machine, or of what this program may use of it. Counted once: that takes a dozen system calls.
     cores: u64,
@@ -39,11 +41,16 @@ pub struct Heartbeat {
 
 impl Heartbeat {
     /// A worker that has not beaten yet.
-    pub fn new(worker: Arc<Worker>, ready: watch::Receiver<bool>, draining: watch::Receiver<bool>) -> Self {
+    pub fn new(
+        worker: Arc<Worker>,
+        ready: watch::Receiver<bool>,
+        draining: watch::Receiver<bool>,
+        shown: watch::Sender<bool>,
+    ) -> Self {
         let hostname = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
         let registered_at = worker.js.now();
         let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
-        Self { worker, registered_at, hostname, ready, draining, cpu: None, cores }
+        Self { worker, registered_at, hostname, ready, draining, shown, cpu: None, cores }
     }
 
     /// Beats until `stop`, at once on every change of status, then says `offline`.
@@ -78,12 +85,17 @@ impl Heartbeat {
             *blocked = trouble;
             changed
         });
+        let is_ready = *self.ready.borrow();
         let record = self.record(gone, free);
         let body = serde_json::to_vec(&record).expect("a record is plain data");
         self.worker.said.send_replace(Some(record));
         let subject = self.worker.config.names.agent_subject(&self.worker.id);
         if let Err(error) = self.worker.js.publish(subject, HeaderMap::new(), body.into()).await {
             tracing::warn!(%error, "heartbeat not stored");
+        }
+        // Also where it cannot be stored: work goes on without a registry.
+        if is_ready {
+            self.shown.send_replace(true);
         }
     }
 

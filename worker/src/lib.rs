@@ -112,7 +112,7 @@ pub enum WorkerError {
     Inbox(#[source] ApiError),
 }
 
-/// Runs a worker until it is told to stop. `ready` is told once the server answers its pulls.
+/// Runs a worker until it is told to stop. `ready` is told once the server answers its pulls and the registry says so.
 pub async fn run(
     mut config: Config,
     connection: Connection,
@@ -171,7 +171,8 @@ pub async fn run(
     services.spawn(service::listen(worker.clone(), drain_asked, end_services.clone()).await);
     let (answered, is_ready) = watch::channel(false);
     let (say_draining, draining) = watch::channel(false);
-    let beat = heartbeat::Heartbeat::new(worker.clone(), is_ready.clone(), draining);
+    let (say_shown, is_shown) = watch::channel(false);
+    let beat = heartbeat::Heartbeat::new(worker.clone(), is_ready, draining, say_shown);
     let beating = tokio::spawn(beat.run(end_beat.clone()));
 
     for queue in &worker.queues {
@@ -186,7 +187,7 @@ pub async fn run(
     let intake = Intake::new(worker.clone(), inbox, attempts.clone(), connection.link.clone(), answered);
     let mut pulling = tokio::spawn(intake.run(end_intake.clone()));
     let (grace, broken) = tokio::select! {
-        grace = wait_for_end(&worker, &stop, is_ready, drain_wish, ready) => (grace, None),
+        grace = wait_for_end(&worker, &stop, is_shown, drain_wish, ready) => (grace, None),
         // Only a client that is gone for good ends it by itself; nothing can be settled then.
         ended = &mut pulling => (Duration::ZERO, Some(ended)),
     };
@@ -230,7 +231,7 @@ pub async fn run(
 async fn wait_for_end(
     worker: &Worker,
     stop: &Stop,
-    mut is_ready: watch::Receiver<bool>,
+    mut is_shown: watch::Receiver<bool>,
     mut drain_wish: watch::Receiver<Option<Duration>>,
     ready: oneshot::Sender<AgentId>,
 ) -> Duration {
@@ -242,8 +243,8 @@ async fn wait_for_end(
             Ok(wish) = drain_wish.wait_for(Option::is_some) => {
                 return wish.unwrap_or(worker.config.drain_grace);
             }
-            answered = is_ready.wait_for(|ready| *ready), if ready.is_some() => {
-                if let (Ok(_), Some(ready)) = (answered, ready.take()) {
+            shown = is_shown.wait_for(|shown| *shown), if ready.is_some() => {
+                if let (Ok(_), Some(ready)) = (shown, ready.take()) {
                     // Nobody needs to listen.
                     let _ = ready.send(worker.id.clone());
                 }

@@ -195,3 +195,22 @@ async fn a_cancel_while_it_pushes_takes_the_branch_back() {
     until("the branch is gone", async || world.repo.branches().is_empty()).await;
     std::fs::remove_file(reached).unwrap();
 }
+
+#[tokio::test]
+async fn a_cancel_after_the_push_comes_too_late_and_the_branch_stays() {
+    let world = willing().await;
+    // What is left to do takes long: the pool does not answer when its slot is given back.
+    let pool = Rest::start(|asked, _| match asked.method.as_str() {
+        "POST" => Some((201, "", json!({"slot": "s1", "lease_s": 60}))),
+        "DELETE" => None,
+        _ => Some((204, "", json!(null))),
+    })
+    .await;
+    let _worker = world.builder("w").env("REPO_POOL_URL", &pool.url).start().await;
+    world.fleet.publish(KEY, &world.job(json!({}))).await;
+    until("the slot is given back", async || pool.asked().iter().any(|asked| asked.method == "DELETE")).await;
+    let cancel = world.fleet.shoal(&["cancel", "t"]).await;
+    let record = world.fleet.ended(KEY).await;
+    assert_eq!(record.state, State::Succeeded, "{cancel:?} {record:#?}");
+    assert_eq!(world.repo.branches(), ["feature/task-t-add-do-not-subtract"]);
+}

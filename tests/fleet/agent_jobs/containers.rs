@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{World, mends, report, succeeded};
 use crate::support::repo::RIGHT;
-use crate::support::{Engine, IMAGE, IMAGE_ENTRYPOINT, WorkerBuilder, engine, eventually};
+use crate::support::{Engine, IMAGE, IMAGE_ENTRYPOINT, With, WorkerBuilder, engine, eventually};
 
 const BRANCH: &str = "feature/task-t-add-do-not-subtract";
 
@@ -200,6 +200,27 @@ async fn a_cancel_leaves_no_container() {
     assert_eq!(record.state, State::Cancelled, "{record:#?}");
     nothing_left(&world, &engine).await;
     assert_eq!(world.repo.branches(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_job_that_ends_while_a_command_starts_has_no_container_any_more() {
+    let engine = engine!();
+    // One short command after the other, none like another: most of the time one is being started.
+    let echo = |n| json!({"calls": [call("run_command", json!({"command": format!("echo {n}")}))]});
+    let world = World::of((0..1000).map(echo).collect()).await;
+    let _worker = builder(&world, &engine, "w").start().await;
+    let ids: Vec<String> = (0..8).map(|n| format!("t-{n}")).collect();
+    for (n, id) in ids.iter().enumerate() {
+        let job = world.job(contained(IMAGE, json!({}))).with("timeout", format!("{}ms", 3000 + 70 * n));
+        world.fleet.publish(&format!("default.{id}"), &job).await;
+    }
+    let ended = ids.iter().map(async |id| {
+        let record = world.fleet.ended(&format!("default.{id}")).await;
+        assert_eq!(record.error.as_ref().map(|error| error.code), Some(Code::TimedOut), "{record:#?}");
+        assert_eq!(engine.of_task(id).await, Vec::<Value>::new(), "{record:#?}");
+    });
+    futures_util::future::join_all(ended).await;
+    nothing_left(&world, &engine).await;
 }
 
 #[tokio::test]

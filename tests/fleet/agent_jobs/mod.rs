@@ -12,6 +12,7 @@ mod people;
 mod playbooks;
 mod programs;
 mod protocol;
+mod proxy;
 #[cfg(feature = "fail-points")]
 mod resume;
 mod run;

@@ -12,30 +12,35 @@ use super::{World, mends, succeeded};
 use crate::support::python::Python;
 use crate::support::repo::RIGHT;
 
-const TOKEN: &str = "token-of-the-https-remote";
+pub(super) const TOKEN: &str = "token-of-the-https-remote";
 
 /// TLS in front of a plain server, until it is dropped.
-struct Front {
-    _server: Python,
+pub(super) struct Front {
+    server: Python,
     /// `https://localhost:PORT`.
-    url: String,
+    pub(super) url: String,
 }
 
 impl Front {
-    fn of(plain: &str, folder: &Path) -> Self {
+    pub(super) fn of(plain: &str, folder: &Path) -> Self {
         let port = plain.trim_start_matches("http://").split(['/', ':']).nth(1).expect("a port");
         let (cert, key) = (folder.join("cert.pem"), folder.join("key.pem"));
         let args = [("--to", OsStr::new(port)), ("--cert", cert.as_os_str()), ("--key", key.as_os_str())];
         let server = Python::start("tls/front.py", args.iter().flat_map(|(flag, value)| [OsStr::new(flag), value]));
-        Self { url: format!("https://localhost:{}", server.port), _server: server }
+        Self { url: format!("https://localhost:{}", server.port), server }
+    }
+
+    pub(super) fn port(&self) -> u16 {
+        self.server.port
     }
 }
 
-/// A certificate for `localhost` that nobody knows, in the folder.
-fn certificate(folder: &Path) {
+/// A certificate for these names that nobody knows, in the folder.
+pub(super) fn certificate(folder: &Path, names: &[&str]) {
+    let names: Vec<String> = names.iter().map(|name| format!("DNS:{name}")).collect();
     let made = Command::new("openssl")
         .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"])
-        .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-addext"])
+        .args(["-subj", "/CN=test", "-addext", &format!("subjectAltName={}", names.join(",")), "-addext"])
         .args(["basicConstraints=critical,CA:FALSE", "-keyout", "key.pem", "-out", "cert.pem"])
         .current_dir(folder)
         .stderr(Stdio::null())
@@ -47,7 +52,7 @@ fn certificate(folder: &Path) {
 async fn https_with_certificates_of_ones_own_is_believed_where_the_worker_is_told_of_them() {
     let world = World::of(mends()).await;
     let folder = world.fleet.folder().to_owned();
-    certificate(&folder);
+    certificate(&folder, &["localhost"]);
     let host = Host::of(world.fleet.folder(), "x-access-token", TOKEN).await;
     let (remote, model) = (Front::of(&host.url, &folder), Front::of(&world.model.endpoint, &folder));
     let job = world.job(json!({"repository": format!("{}/remote.git", remote.url)}));

@@ -4,13 +4,16 @@
 //! server forgets what it handed out in the moments before it is killed, and a leader that takes over in a cluster does not
 //! know of renewals. The other is asked then. If it holds the run, by its own clock of the lease, our delivery is left
 //! alone: acks, renewals and naks are matched by the sequence, so it stays the other's, whose next renewal prolongs it.
+//!
+//! One that does not answer may only be on its way to another server. The registry tells when it was last heard of: what
+//! comes to us sooner after that than any lease could be over is left alone, too, and comes again if nobody renews it.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use schemas::cancel::{HoldsReply, HoldsRequest};
 use schemas::record::{Attempt, TaskRecord};
-use schemas::{Outcome, State, TaskKey};
+use schemas::{AgentId, AgentRecord, AgentStatus, Outcome, QueueName, State, TaskKey};
 
 use crate::worker::Worker;
 
@@ -31,12 +34,24 @@ pub(super) async fn still_holds(worker: &Worker, record: &TaskRecord) -> bool {
     let (queue, id) = (record.queue.clone(), record.id.clone());
     let asked = HoldsRequest { queue, id, sequence: record.sequence, instance: instance.clone() };
     let body: Bytes = serde_json::to_vec(&asked).expect("our own types are JSON").into();
-    // Nobody there, no answer in time, one that is no yes: its lease is over.
     let subject = worker.config.names.holds_subject(holder);
     match worker.js.request_within(&subject, body, PATIENCE).await {
+        // What is no yes is a no.
         Ok(reply) => serde_json::from_slice::<HoldsReply>(&reply.payload).is_ok_and(|reply| reply.holds),
-        Err(_) => false,
+        Err(_) => was_heard_of(worker, holder, instance, &record.queue).await,
     }
+}
+
+/// Whether the registry heard of this boot so lately that no lease of it can be over. What is renewed at a third of the
+/// ack wait was renewed then at most a third before; half of the ack wait leaves room for renewals that come late.
+async fn was_heard_of(worker: &Worker, holder: &AgentId, instance: &str, queue: &QueueName) -> bool {
+    let Some(queue) = worker.queues.iter().find(|known| known.name == *queue) else { return false };
+    let names = &worker.config.names;
+    let entry = worker.js.last(&format!("KV_{}", names.agents_bucket()), &names.agent_subject(holder)).await;
+    let Some(entry) = entry.ok().flatten().filter(|entry| !entry.is_marker()) else { return false };
+    let is_there = serde_json::from_slice::<AgentRecord>(&entry.payload)
+        .is_ok_and(|record| record.instance == instance && record.status != AgentStatus::Offline);
+    is_there && worker.js.now().since(entry.stored_at) < queue.ack_wait() / 2
 }
 
 /// The answer to another's question.

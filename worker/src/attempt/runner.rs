@@ -129,7 +129,7 @@ impl<'a> Runner<'a> {
                     && let Some(record) = &standing.record
                     && Box::pin(holder::still_holds(self.worker, record)).await
                 {
-                    tracing::info!(task = %key, "handed to us while its holder lives and renews; left to it");
+                    tracing::info!(task = %key, "handed to us while its holder has it; left to it");
                     return None;
                 }
             }

@@ -60,6 +60,8 @@ impl<'a> Runner<'a> {
             let claimed = fence.as_ref().is_none_or(|fence| fence.claimed);
             // Looked at again in each arm, for it may change while this waits.
             let is_gone = || exited.load(Ordering::Acquire);
+            // What an agent job has pushed is seen outside: it is done, however long putting away may take.
+            let may_cancel = || !(is_pushed && is_gone());
             let event = tokio::select! {
                 biased;
                 done = &mut running => break done,
@@ -73,7 +75,7 @@ impl<'a> Runner<'a> {
                     fence = Some(back);
                     match event {
                         Some(event) => event,
-                        None if flagged => Event::Stop(Why::Cancelled),
+                        None if flagged && may_cancel() => Event::Stop(Why::Cancelled),
                         None => { lease_watched = true; continue }
                     }
                 }
@@ -127,11 +129,8 @@ impl<'a> Runner<'a> {
                     }
                     Event::Stop(Why::Drained)
                 }
-                // What an agent job has pushed is seen outside: it is done, however long putting away may take.
-                () = cancelled(&mut cancels, self.delivery.sequence, worker.js.client()),
-                    if may_stop(&phase) && !(is_pushed && is_gone()) => {
-                    Event::Stop(Why::Cancelled)
-                }
+                () = cancelled(&mut cancels, self.delivery.sequence, may_cancel, worker.js.client()),
+                    if may_stop(&phase) => Event::Stop(Why::Cancelled),
             };
             phase = phase.next(event);
             if let Phase::Stopping(why) = &phase {
@@ -220,13 +219,18 @@ fn claim<'a>(mut fence: Fence<'a>, stop_now: &'a tokio_util::sync::CancellationT
     })
 }
 
-/// Completes when somebody asks to stop this very run; answers every request. Cancel safe.
-async fn cancelled(subscriber: &mut Option<async_nats::Subscriber>, sequence: u64, client: &async_nats::Client) {
+/// Completes when somebody asks to stop this very run while that may be; answers every request. Cancel safe.
+async fn cancelled(
+    subscriber: &mut Option<async_nats::Subscriber>,
+    sequence: u64,
+    may_stop: impl Fn() -> bool,
+    client: &async_nats::Client,
+) {
     let Some(subscriber) = subscriber else { return std::future::pending().await };
     loop {
         let Some(message) = subscriber.next().await else { return std::future::pending().await };
         let request: Option<CancelRequest> = serde_json::from_slice(&message.payload).ok();
-        let stopping = request.is_some_and(|request| request.sequence == sequence);
+        let stopping = request.is_some_and(|request| request.sequence == sequence) && may_stop();
         if let Some(reply) = message.reply {
             let body = serde_json::to_vec(&CancelReply { stopping }).expect("a reply is plain data");
             if let Err(error) = client.publish(reply, body.into()).await {
