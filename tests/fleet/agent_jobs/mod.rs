@@ -6,6 +6,7 @@ mod examples;
 #[path = "../../../agents/tests/support/host.rs"]
 mod host;
 mod hostile;
+mod left_out;
 mod many;
 mod outside;
 mod people;

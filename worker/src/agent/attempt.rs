@@ -266,6 +266,7 @@ impl Attempt<'_> {
         self.ledger.begin(JobPhase::Branch);
         let opened = self.open_shell(slot)?;
         let opened: &JobShell = shell.insert(opened);
+        opened.prepare().await?;
         let mut skip = resumed.as_ref().is_some_and(|resumed| resumed.implemented);
         let mut who = implementer.build(self, resumed.map(|resumed| resumed.progress))?;
         {
