@@ -18,6 +18,9 @@ pub struct CancelRequest {
 pub struct CancelReply {
     /// Whether it runs this very run and is stopping it.
     pub stopping: bool,
+    /// Whether this very run has done what cannot be undone: it is too late, and its own end is about to be written.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ending: bool,
 }
 
 /// Take nothing new, finish or hand back, leave.

@@ -72,7 +72,8 @@ pub enum Move {
 }
 
 impl Client {
-    /// Cancels one run of a task and waits for its terminal record: at most stop grace + 5 s. Not cancel safe: dropped
+    /// Cancels one run of a task and waits for its terminal record: at most stop grace + 5 s, or as long as a holder says
+    /// that it is too late and its own end is about to be written. Not cancel safe: dropped
     /// half way, a flag stays and the holder stops the run all the same.
     pub async fn cancel(&self, key: &TaskKey, options: CancelOptions) -> Result<CancelOutcome, ClientError> {
         let mut run = options.sequence;
@@ -116,11 +117,10 @@ impl Client {
                 Move::Stop(running) => {
                     // Flagged by another canceller it is as much ours: we see to its end.
                     acted = true;
-                    let until = match deadline {
+                    let until = match &mut deadline {
                         Some(deadline) => deadline,
-                        None => Instant::now() + self.stop_grace(&view).await? + BEYOND_GRACE,
+                        none => none.insert(Instant::now() + self.stop_grace(&view).await? + BEYOND_GRACE),
                     };
-                    deadline = Some(until);
                     if self.stop(key, sequence, running.revision, until).await? {
                         continue;
                     }
@@ -181,24 +181,20 @@ impl Client {
         })
     }
 
-    /// Asks the holder until it answers, and waits for a newer record. `false`: there was none until `until`.
-    async fn stop(&self, key: &TaskKey, sequence: u64, seen: u64, until: Instant) -> Result<bool, ClientError> {
+    /// Asks the holder until it answers, and waits for a newer record. `false`: there was none until `until`, which is
+    /// put off for as long as the holder says that it is too late, and is about to write an end of its own.
+    async fn stop(&self, key: &TaskKey, sequence: u64, seen: u64, until: &mut Instant) -> Result<bool, ClientError> {
         let subject = self.names.cancel_subject(key);
         let request: Bytes =
             serde_json::to_vec(&CancelRequest { sequence }).expect("our own types always serialize").into();
-        let asking = async {
-            loop {
-                let asked = Instant::now();
-                // Nobody there, no answer, or somebody who runs another start of it: the holder may be about to
-                // subscribe, or to come back.
-                if let Ok(reply) = self.js.request_within(&subject, request.clone(), ASK_EVERY).await
-                    && serde_json::from_slice::<CancelReply>(&reply.payload).is_ok_and(|reply| reply.stopping)
-                {
-                    tracing::debug!(task = %key, sequence, "the holder is stopping it");
-                    return std::future::pending::<()>().await;
-                }
-                tokio::time::sleep_until(asked + ASK_EVERY).await;
-            }
+        // Nobody there, no answer, or somebody who runs another start of it: the holder may be about to subscribe, or to
+        // come back.
+        let ask = async |pause| {
+            tokio::time::sleep(pause).await;
+            let asked = Instant::now();
+            let reply = self.js.request_within(&subject, request.clone(), ASK_EVERY).await.ok();
+            let reply = reply.and_then(|reply| serde_json::from_slice::<CancelReply>(&reply.payload).ok());
+            (reply, ASK_EVERY.saturating_sub(asked.elapsed()))
         };
         let mut watched = Watch::new(self, key, Some(sequence));
         let changed = async {
@@ -210,10 +206,24 @@ impl Client {
                 }
             }
         };
-        tokio::select! {
-            changed = changed => changed,
-            () = asking => unreachable!("it asks until it is dropped"),
-            () = tokio::time::sleep_until(until) => Ok(false),
+        tokio::pin!(changed);
+        let mut asking = Box::pin(ask(Duration::ZERO));
+        let mut is_stopping = false;
+        loop {
+            tokio::select! {
+                changed = &mut changed => return changed,
+                (reply, pause) = &mut asking, if !is_stopping => {
+                    is_stopping = reply.as_ref().is_some_and(|reply| reply.stopping);
+                    if is_stopping {
+                        tracing::debug!(task = %key, sequence, "the holder is stopping it");
+                    }
+                    if reply.is_some_and(|reply| reply.ending) {
+                        *until = (*until).max(Instant::now() + BEYOND_GRACE);
+                    }
+                    asking.set(ask(pause));
+                }
+                () = tokio::time::sleep_until(*until) => return Ok(false),
+            }
         }
     }
 }

@@ -129,9 +129,8 @@ impl Client {
             }
             record => {
                 let mut headers = own_headers(headers);
-                if let Some(record) = record.filter(|record| record.sequence == letter.sequence) {
-                    go_on(&mut headers, &record, &body);
-                }
+                let record = record.filter(|record| record.sequence == letter.sequence);
+                go_on(&mut headers, record.as_ref(), &body);
                 let task = Submission { key, payload: body, submission: Some(submission), once: false, headers };
                 self.submit(task).await?
             }

@@ -28,14 +28,22 @@ impl Client {
                 return Err(ClientError::Unfinished { key: key.clone(), status });
             }
         };
-        let (payload, mut headers) = match &record.task {
-            Some(task) => (Bytes::copy_from_slice(task.get().as_bytes()), Vec::new()),
-            None => match self.dead_letter_of(key).await? {
-                Some(dead) if dead.letter.sequence == record.sequence => (dead.body, own_headers(dead.headers)),
-                _ => return Err(ClientError::NoTaskKept { key: key.clone(), state: record.state }),
-            },
+        let kept = record.task.as_ref().map(|task| Bytes::copy_from_slice(task.get().as_bytes()));
+        // The letter of an agent job knows what that run went on from itself.
+        let dead = match &kept {
+            Some(kept) if !is_agent(kept) => None,
+            _ => self.dead_letter_of(key).await?.filter(|dead| dead.letter.sequence == record.sequence),
         };
-        go_on(&mut headers, record, &payload);
+        let (payload, mut headers) = match (kept, dead) {
+            (Some(kept), None) => (kept, Vec::new()),
+            (Some(kept), Some(dead)) => {
+                let is_ours = |(name, _): &(String, String)| name.eq_ignore_ascii_case(header::RESUMES);
+                (kept, dead.headers.into_iter().filter(is_ours).collect())
+            }
+            (None, Some(dead)) => (dead.body, own_headers(dead.headers)),
+            (None, None) => return Err(ClientError::NoTaskKept { key: key.clone(), state: record.state }),
+        };
+        go_on(&mut headers, Some(record), &payload);
         let task = Submission { key: key.clone(), payload, submission: None, once: false, headers };
         Ok(self.submit(task).await?)
     }
@@ -44,14 +52,16 @@ impl Client {
 /// So many starts are named at most: each is looked for.
 const MOST_STARTS: usize = 16;
 
-/// Has the next run of an agent job go on from the work that this one kept. What succeeded has nothing to go on from.
-pub(super) fn go_on(headers: &mut Vec<(String, String)>, record: &TaskRecord, payload: &[u8]) {
-    let is_agent = Task::decode(payload).is_ok_and(|task| matches!(task.workload, Workload::Agent(_)));
-    if !is_agent || record.state == State::Succeeded {
-        return;
-    }
+fn is_agent(payload: &[u8]) -> bool {
+    Task::decode(payload).is_ok_and(|task| matches!(task.workload, Workload::Agent(_)))
+}
+
+/// Has the next run of an agent job go on from the work that this one kept, and from what this one went on from, which
+/// the headers name. What succeeded, and what nobody knows a record of, has nothing to go on from.
+pub(super) fn go_on(headers: &mut Vec<(String, String)>, record: Option<&TaskRecord>, payload: &[u8]) {
     let is_ours = |(name, _): &(String, String)| name.eq_ignore_ascii_case(header::RESUMES);
     let before: Vec<String> = headers.extract_if(.., |header| is_ours(header)).map(|(_, starts)| starts).collect();
+    let Some(record) = record.filter(|record| record.state != State::Succeeded && is_agent(payload)) else { return };
     let mut starts: Vec<String> = before.iter().flat_map(|starts| starts.split(',')).map(str::to_owned).collect();
     for attempt in &record.attempts {
         let resumed = attempt.agent.as_ref().and_then(|report| report.read()).and_then(|report| report.resumed_from);
@@ -83,7 +93,7 @@ mod tests {
     }
 
     fn resumes(mut headers: Vec<(String, String)>, record: &TaskRecord, payload: &[u8]) -> Vec<String> {
-        go_on(&mut headers, record, payload);
+        go_on(&mut headers, Some(record), payload);
         headers.into_iter().map(|(name, value)| format!("{name}: {value}")).collect()
     }
 
@@ -104,5 +114,7 @@ mod tests {
         let record = TaskRecord { state: State::Succeeded, ..failed(&["s1"]) };
         assert!(resumes(Vec::new(), &record, AGENT).is_empty());
         assert!(resumes(Vec::new(), &failed(&[]), AGENT).is_empty());
+        let before = vec![("Shoal-Resumes".to_owned(), "s0".to_owned())];
+        assert!(resumes(before, &record, AGENT).is_empty());
     }
 }

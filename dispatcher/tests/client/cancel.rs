@@ -85,7 +85,7 @@ async fn a_running_task_is_stopped_by_its_holder() {
         assert_eq!(asked.sequence, submitted.sequence);
         let flagged = client.get(&key).await.unwrap().record.unwrap();
         assert!(flagged.record.cancel.is_some(), "the flag comes before the request");
-        let reply = serde_json::to_vec(&CancelReply { stopping: true }).unwrap();
+        let reply = serde_json::to_vec(&CancelReply { stopping: true, ending: false }).unwrap();
         client.js.client().publish(request.reply.unwrap(), reply.into()).await.unwrap();
         record = flagged.record;
         record.state = State::Cancelled;
@@ -140,6 +140,34 @@ async fn a_silent_holder_is_ended_by_the_canceller_after_the_grace() {
         (CancelEnd::Cancelled, State::Cancelled, Outcome::Cancelled)
     );
     assert!(took >= Duration::from_secs(5) && took < Duration::from_secs(8), "{took:?}");
+}
+
+#[tokio::test]
+async fn a_holder_that_says_that_it_is_too_late_is_waited_for_until_it_has_written_its_end() {
+    let (_server, client) = fleet().await;
+    let hand = Hand(&client);
+    let key = key("default.a");
+    let submitted = client.submit(task("default.a")).await.unwrap();
+    let mut record = hand.record(&key, submitted.sequence, State::Running);
+    record.keep_task(br#"{"workload":{"kind":"call","handler":"noop"},"stop_grace":"0s"}"#);
+    hand.write(&record, 0).await;
+    let mut requests = client.js.client().subscribe(client.names.cancel_subject(&key)).await.unwrap();
+    let begun = Instant::now();
+    let ending = async {
+        // For longer than anybody silent is waited for.
+        while begun.elapsed() < Duration::from_secs(7) {
+            let request = requests.next().await.unwrap();
+            let reply = serde_json::to_vec(&CancelReply { stopping: false, ending: true }).unwrap();
+            client.js.client().publish(request.reply.unwrap(), reply.into()).await.unwrap();
+        }
+        let flagged = client.get(&key).await.unwrap().record.unwrap();
+        assert_eq!(flagged.record.state, State::Running, "nobody ended it over its holder's head");
+        hand.write_and_tell(&hand.record(&key, submitted.sequence, State::Succeeded), flagged.revision).await;
+    };
+    let (cancelled, ()) =
+        tokio::time::timeout(LONG, async { tokio::join!(cancel(&client, "default.a"), ending) }).await.unwrap();
+    let (end, record) = cancelled.unwrap();
+    assert_eq!((end, record.state), (CancelEnd::EndedMeanwhile, State::Succeeded));
 }
 
 #[tokio::test]

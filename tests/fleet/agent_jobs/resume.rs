@@ -155,6 +155,30 @@ async fn a_job_that_is_run_once_more_goes_on_from_the_run_before_with_a_whole_bu
 }
 
 #[tokio::test]
+async fn a_run_that_came_to_nothing_loses_none_of_the_work_before_it() {
+    let world = World::with(in_two_attempts()).await;
+    let worker = world.worker("w").await;
+    world.fleet.publish("default.t", &world.job(json!({"keep": {"every_turns": 1}}))).await;
+    until("the second turn has begun", async || world.model.requests().len() == 2).await;
+    world.fleet.shoal(&["cancel", "t"]).await.ok();
+    let first = world.fleet.ended("default.t").await;
+    assert_eq!(super::report(&first).turns, 1, "a whole turn is counted: {first:#?}");
+    // While the repository is away nothing can be done.
+    let (there, away) = (world.repo.url(), format!("{}.away", world.repo.url()));
+    std::fs::rename(&there, &away).expect("it is a folder");
+    world.fleet.shoal(&["retry", "t"]).await.ok();
+    let second = world.fleet.run_ended("default.t", first.sequence + 1).await;
+    assert_eq!(second.error.as_ref().map(|error| error.code), Some(schemas::Code::RepositoryNotFound), "{second:#?}");
+    std::fs::rename(&away, &there).expect("it is a folder");
+    world.fleet.shoal(&["retry", "t"]).await.ok();
+    let third = world.fleet.run_ended("default.t", second.sequence + 1).await;
+    succeeded(&third);
+    assert_eq!(report(&third).resumed_from, first.attempts[0].start);
+    assert_eq!(world.repo.file(BRANCH, "notes.txt").as_deref(), Some("subtracts\n"));
+    drop(worker);
+}
+
+#[tokio::test]
 async fn a_drained_worker_hands_a_job_on_with_its_work() {
     let world = World::with(in_two_attempts()).await;
     let mut first = world.builder("first").drain_grace("1s").start().await;

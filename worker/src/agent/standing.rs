@@ -92,7 +92,7 @@ impl Attempt<'_> {
             Ok(false) => Err(TaskError::new(
                 Code::PushRefused,
                 format!(
-                    "the remote has a branch `{branch}` already, and no commit of it is this job's: name another `branch`, \
+                    "the remote has a branch `{branch}` already, and none of its commits is this job's: name another `branch`, \
                      or this one to go on from it"
                 ),
             )),
@@ -135,15 +135,20 @@ impl Attempt<'_> {
     /// What an earlier attempt kept, or the run before this one. What cannot be read now may be read later: nothing is
     /// begun anew for that.
     pub(super) async fn earlier(&self) -> Result<Option<Earlier>, Failed> {
-        if let Some(earlier) = self.kept_by(&self.work.earlier).await? {
-            return Ok(Some(earlier));
+        let earlier = self.kept_by(&self.work.earlier).await?;
+        if self.work.resumes.is_empty() || earlier.as_ref().is_some_and(|(_, kept, _)| !kept.base.is_empty()) {
+            return Ok(earlier);
         }
+        // No attempt of this run has kept work yet. Of the run before, work counts and not what was used: whoever has it
+        // run once more gives it the whole of its budget again.
+        let (used, worked_ms) =
+            earlier.as_ref().map_or_else(Default::default, |(_, kept, _)| (kept.progress.used, kept.worked_ms));
         let before = self.kept_by(&self.work.resumes).await?;
-        // Whoever has it run once more gives it the whole of its budget again.
-        Ok(before.map(|(start, mut kept, patch)| {
-            (kept.progress.used, kept.worked_ms) = Default::default();
+        let before = before.map(|(start, mut kept, patch)| {
+            (kept.progress.used, kept.worked_ms) = (used, worked_ms);
             (start, kept, patch)
-        }))
+        });
+        Ok(before.or(earlier))
     }
 
     async fn kept_by(&self, starts: &[StartId]) -> Result<Option<Earlier>, Failed> {

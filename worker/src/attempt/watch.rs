@@ -230,9 +230,11 @@ async fn cancelled(
     loop {
         let Some(message) = subscriber.next().await else { return std::future::pending().await };
         let request: Option<CancelRequest> = serde_json::from_slice(&message.payload).ok();
-        let stopping = request.is_some_and(|request| request.sequence == sequence) && may_stop();
+        let is_asked = request.is_some_and(|request| request.sequence == sequence);
+        let stopping = is_asked && may_stop();
         if let Some(reply) = message.reply {
-            let body = serde_json::to_vec(&CancelReply { stopping }).expect("a reply is plain data");
+            let body = serde_json::to_vec(&CancelReply { stopping, ending: is_asked && !stopping })
+                .expect("a reply is plain data");
             if let Err(error) = client.publish(reply, body.into()).await {
                 tracing::debug!(%error, "cancel not answered");
             }
