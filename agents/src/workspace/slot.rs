@@ -299,6 +299,11 @@ impl Slot {
         Ok(self.repo.decide(order, &there.base, there.branch.as_ref()).await?)
     }
 
+    /// Whether the job may go on from its branch as it was found: see [`Order::mark`].
+    pub async fn may_go_on(&self, base: &Commit, tip: &Commit, mark: &str) -> Result<bool, WorkspaceError> {
+        Ok(self.repo.may_go_on(base, tip, mark).await?)
+    }
+
     /// The second half: sends the commit. What has changed at the remote since the look, the remote itself finds out.
     pub async fn send(&self, order: &Order) -> Result<(), WorkspaceError> {
         check_branch(&order.branch, &order.base, &self.inner().settings.prefixes)?;

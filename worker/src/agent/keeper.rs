@@ -79,7 +79,9 @@ impl Attempt<'_> {
     /// Nobody goes on from a job that succeeded. But its record is not written yet: whoever finds it unwritten must find
     /// what was pushed; that little goes with its retention.
     pub(super) async fn forget_but_the_push(&self) {
-        keep::forget(self.worker, &self.work.key, &self.work.earlier).await;
+        for starts in [&self.work.earlier, &self.work.resumes] {
+            keep::forget(self.worker, &self.work.key, starts).await;
+        }
         let kept = self.known().kept.clone();
         if kept.pushing.is_some()
             && let Err(error) = keep::put(self.worker, &self.work.key, &self.work.start, &kept, &[]).await
