@@ -1,7 +1,8 @@
 //! Tries again what may pass: a few times, with growing pauses of chance length, never beyond a deadline.
 //!
-//! The pause before try *n* + 1 is any length up to `first` · 2ⁿ⁻¹ (full jitter: twenty jobs that fail together do not come
-//! back together), or what the other side asked for, if that is longer.
+//! The pause before try *n* + 1 has 70 to 100 % of `first` · 2ⁿ⁻¹: twenty jobs that fail together do not come back together,
+//! and none has used up its tries before the other side has been restarted. What the other side asks for goes before it, if
+//! that is longer.
 
 use std::fmt::Display;
 use std::time::Duration;
@@ -9,6 +10,9 @@ use std::time::Duration;
 use rand::Rng;
 use schemas::transcript::Event;
 use tokio::time::Instant;
+
+/// The shortest pause, as part of the longest.
+const LEAST: f64 = 0.7;
 
 /// How often, and how long apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +28,7 @@ pub struct Retry {
 }
 
 impl Default for Retry {
-    /// Three tries; up to 1 s, then up to 2 s between them; no deadline.
+    /// Three tries; about 1 s, then about 2 s between them, more than 2 s in all; no deadline.
     fn default() -> Self {
         Self { tries: 3, first: Duration::from_secs(1), longest: Duration::from_secs(30), until: None }
     }
@@ -64,7 +68,7 @@ impl Retry {
             return None;
         }
         let most = self.first.saturating_mul(1 << tried.saturating_sub(1).min(20)).min(self.longest);
-        let pause = most.mul_f64(rand::rng().random_range(0.0..=1.0)).max(wished);
+        let pause = most.mul_f64(rand::rng().random_range(LEAST..=1.0)).max(wished);
         match self.until {
             Some(until) if Instant::now().checked_add(pause).is_none_or(|then| then >= until) => None,
             _ => Some(pause),
@@ -127,9 +131,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_may_pass_is_tried_three_times_and_each_pause_is_told() {
-        let (tried, told, _) = tries(Retry::default(), Again::Soon).await;
+        let (tried, told, took) = tries(Retry::default(), Again::Soon).await;
         assert_eq!((tried, told.len()), (3, 2));
-        assert!(told[0] <= 1_000 && told[1] <= 2_000, "{told:?}");
+        assert!((700..=1_000).contains(&told[0]) && (1_400..=2_000).contains(&told[1]), "{told:?}");
+        assert!(took > Duration::from_secs(2), "a restart of the other side is outlived: {took:?}");
     }
 
     #[tokio::test(start_paused = true)]

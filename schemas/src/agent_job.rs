@@ -9,12 +9,22 @@ use crate::ids::{AgentId, StartId, TaskId};
 use crate::newer::More;
 use crate::playbook::Playbook;
 use crate::quantity::Decimal;
+use crate::repository;
 use crate::strict::InvalidTask;
 use crate::task::check_env;
+use crate::template::Template;
 use crate::time::{HumanDuration, Timestamp};
 
 /// Longest title: it is the subject line of the commit.
 pub const TITLE_BYTES: usize = 200;
+/// Longest description.
+pub const DESCRIPTION_BYTES: usize = 32 << 10;
+/// Longest acceptance criteria, all together.
+pub const ACCEPTANCE_BYTES: usize = 16 << 10;
+/// Most dependencies.
+pub const DEPENDENCIES: usize = 64;
+/// As much as an implementer is told at once: all of a job that the bounds above let pass, and 32 KiB besides.
+pub const TOLD_BYTES: usize = DESCRIPTION_BYTES + ACCEPTANCE_BYTES + (32 << 10);
 /// Turns of a model where the job says nothing.
 pub const DEFAULT_TURNS: u32 = 50;
 /// Path of the artifact that holds the change.
@@ -25,7 +35,7 @@ pub const DEFAULT_KEEP_EVERY: u32 = 3;
 /// A coding-agent job: workspace, implementer, tests, and a branch of its own.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct AgentJob {
-    /// The git remote: `https://…`, `ssh://…`, `user@host:path`, or an absolute path. Without a password in it.
+    /// The git remote: `https://…`, `ssh://…`, `user@host:path`, or an absolute path. Without a password or a query in it.
     pub repository: String,
     /// Branch to begin from; default the remote's own (`HEAD`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -39,13 +49,13 @@ pub struct AgentJob {
     pub spec: Option<String>,
     /// One line: what is to be done. The commit's subject.
     pub title: String,
-    /// What is to be done, in full.
+    /// What is to be done, in full; at most 32,768 bytes.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub description: String,
-    /// What must hold at the end.
+    /// What must hold at the end; at most 16,384 bytes in all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub acceptance: Vec<String>,
-    /// Tasks that this one builds on. Told to the implementer; nothing waits for them.
+    /// Tasks that this one builds on, at most 64. Told to the implementer; nothing waits for them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dependencies: Vec<TaskId>,
     /// What a worker must have: the name of the queue, or a word of its label `skills`.
@@ -104,6 +114,7 @@ pub struct ModelImplementer {
     pub timeout: Option<HumanDuration>,
     /// Most tokens of one answer; default the endpoint's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub max_output_tokens: Option<u32>,
     /// From 0 to 2; default the endpoint's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -167,9 +178,11 @@ pub enum PlaybookSource {
 pub struct Budget {
     /// Answers of the model; default 50.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub turns: Option<u32>,
     /// Tokens in and out; default any number.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub tokens: Option<u64>,
     /// Money, in the currency of the worker's prices, as `"1.50"`; the worker must know the model's price. Default any.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -232,6 +245,7 @@ pub struct JobContainer {
 pub struct KeepWork {
     /// After so many turns of the model, and always at the end of an attempt; default 3.
     #[serde(skip_serializing_if = "is_default_every")]
+    #[schemars(range(min = 1))]
     pub every_turns: u32,
     /// Also as `refs/shoal/wip/<task>` on the remote, not only as an object of the fleet.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -304,24 +318,25 @@ impl AgentJob {
         let wrong = |field: &str, value: &str, allowed: &str| {
             Err(InvalidTask::value(&format!("workload.{field}"), value, allowed))
         };
-        check_repository(&self.repository)?;
+        repository::check(&self.repository)?;
         for (field, name) in [("base", &self.base), ("branch", &self.branch)] {
             if let Some(name) = name.as_ref().filter(|name| !is_branch_name(name)) {
                 return wrong(field, name, "the name of a git branch");
             }
         }
         let line = |text: &str| !text.trim().is_empty() && !text.chars().any(char::is_control);
-        if !line(&self.title) || self.title.len() > TITLE_BYTES {
-            return wrong("title", &self.title, "one line of at most 200 bytes");
-        }
-        for (field, text) in [("spec", &self.spec), ("skill", &self.skill)] {
-            if let Some(text) = text.as_ref().filter(|text| !line(text) || text.len() > TITLE_BYTES) {
+        let title = Some(&self.title);
+        for (field, text) in [("title", title), ("spec", self.spec.as_ref()), ("skill", self.skill.as_ref())] {
+            let Some(text) = text else { continue };
+            if text.len() > TITLE_BYTES {
+                let problem = format!("it has {} bytes, and at most {TITLE_BYTES} are allowed", text.len());
+                return Err(InvalidTask { field: format!("workload.{field}"), problem });
+            }
+            if !line(text) {
                 return wrong(field, text, "one line of at most 200 bytes");
             }
         }
-        if self.description.contains('\0') || self.acceptance.iter().any(|text| text.contains('\0')) {
-            return wrong("description", "", "text without a zero byte");
-        }
+        self.check_told()?;
         match &self.implementer {
             Implementer::Model(model) => {
                 if let Some(name) = model.model.as_ref().filter(|name| !line(name)) {
@@ -329,6 +344,9 @@ impl AgentJob {
                 }
                 if model.timeout.is_some_and(|timeout| timeout.0.is_zero()) {
                     return wrong("implementer.timeout", "0", "more than zero");
+                }
+                if model.max_output_tokens == Some(0) {
+                    return wrong("implementer.max_output_tokens", "0", "more than zero");
                 }
                 if let Some(temperature) = model.temperature.filter(|decimal| decimal.micros() > 2_000_000) {
                     return wrong("implementer.temperature", &temperature.to_string(), "0 to 2");
@@ -341,6 +359,10 @@ impl AgentJob {
                 if program.command.iter().any(|word| word.contains('\0')) {
                     return wrong("implementer.command", "", "arguments without a zero byte");
                 }
+                Template::of(program).map_err(|error| InvalidTask {
+                    field: "workload.implementer.command".to_owned(),
+                    problem: error.to_string(),
+                })?;
                 if program.timeout.is_some_and(|timeout| timeout.0.is_zero()) {
                     return wrong("implementer.timeout", "0", "more than zero");
                 }
@@ -356,22 +378,56 @@ impl AgentJob {
             }
             Some(PlaybookSource::File { .. } | PlaybookSource::Named { .. }) | None => {}
         }
-        if self.budget.turns == Some(0) || self.budget.tokens == Some(0) {
-            return wrong("budget", "0", "more than zero");
-        }
-        if self.budget.time.is_some_and(|time| time.0.is_zero()) {
-            return wrong("budget.time", "0", "more than zero");
+        let Budget { turns, tokens, cost, time } = &self.budget;
+        for (field, is_zero) in [
+            ("budget.turns", *turns == Some(0)),
+            ("budget.tokens", *tokens == Some(0)),
+            ("budget.cost", cost.is_some_and(|cost| cost.micros() == 0)),
+            ("budget.time", time.is_some_and(|time| time.0.is_zero())),
+        ] {
+            if is_zero {
+                return wrong(field, "0", "more than zero");
+            }
         }
         if self.keep.every_turns == 0 {
             return wrong("keep.every_turns", "0", "more than zero");
         }
         if let JobRuntime::Docker(container) = &self.runtime {
-            self.container(container).check()?;
+            self.container(container).check("workload.runtime")?;
         }
         check_env("workload.env", &self.env)?;
         check_env("workload.secrets", &self.secrets)?;
         if let Some(name) = self.secrets.keys().find(|name| self.env.contains_key(*name)) {
             return wrong("secrets", name, "a variable that `env` does not set too");
+        }
+        Ok(())
+    }
+
+    /// What becomes the prompt is told whole or refused, never cut.
+    fn check_told(&self) -> Result<(), InvalidTask> {
+        let wrong = |field: &str, problem: String| Err(InvalidTask { field: format!("workload.{field}"), problem });
+        let too_long = |field: &str, bytes: usize, most: usize| {
+            let what = "put what is longer into a file of the repository, and name that here";
+            wrong(field, format!("it has {bytes} bytes, and at most {most} are allowed; {what}"))
+        };
+        if self.description.contains('\0') {
+            return wrong("description", "a zero byte is not allowed in it".to_owned());
+        }
+        if self.description.len() > DESCRIPTION_BYTES {
+            return too_long("description", self.description.len(), DESCRIPTION_BYTES);
+        }
+        if let Some(at) = self.acceptance.iter().position(|text| text.contains('\0')) {
+            return wrong(&format!("acceptance[{at}]"), "a zero byte is not allowed in it".to_owned());
+        }
+        // Each is a line of a list.
+        let bytes = self.acceptance.iter().map(|text| text.len() + 3).sum();
+        if bytes > ACCEPTANCE_BYTES {
+            return too_long("acceptance", bytes, ACCEPTANCE_BYTES);
+        }
+        if self.dependencies.len() > DEPENDENCIES {
+            let problem =
+                format!("{} tasks are named, and at most {DEPENDENCIES} are allowed", self.dependencies.len());
+            return wrong("dependencies", problem);
         }
         Ok(())
     }
@@ -423,49 +479,6 @@ pub fn is_branch_name(name: &str) -> bool {
         && name.split('/').all(|part| !part.starts_with('.') && !part.ends_with(".lock"))
 }
 
-fn check_repository(repository: &str) -> Result<(), InvalidTask> {
-    let wrong = |allowed: &str| Err(InvalidTask::value("workload.repository", repository, allowed));
-    if repository.is_empty() || repository.len() > 2_048 || repository.starts_with('-') {
-        return wrong("a git remote");
-    }
-    if !repository.chars().all(|c| c.is_ascii_graphic()) {
-        return wrong("a git remote without spaces");
-    }
-    // A helper such as `ext::sh -c …` runs a program of its choice.
-    if repository.contains("::") {
-        return wrong("https://…, ssh://…, user@host:path or an absolute path");
-    }
-    match repository.split_once("://") {
-        Some(("https" | "http", rest)) => {
-            let host = rest.split('/').next().unwrap_or_default();
-            if host.is_empty() {
-                return wrong("a git remote with a host");
-            }
-            if host.contains('@') {
-                // Not repeated: what stands there may be a password.
-                let problem = "a URL may not hold a user or a password; the worker has the credentials".to_owned();
-                return Err(InvalidTask { field: "workload.repository".into(), problem });
-            }
-            Ok(())
-        }
-        Some(("ssh", rest)) => match rest.split('/').next() {
-            Some(host) if host.split('@').next().is_some_and(|user| user.contains(':') && host.contains('@')) => {
-                let problem = "a URL may not hold a password; the worker has the credentials".to_owned();
-                Err(InvalidTask { field: "workload.repository".into(), problem })
-            }
-            Some(host) if !host.is_empty() && !host.starts_with('-') => Ok(()),
-            _ => wrong("a git remote with a host"),
-        },
-        Some(("file", rest)) if rest.starts_with('/') => Ok(()),
-        Some(_) => wrong("https://…, ssh://…, user@host:path or an absolute path"),
-        None if repository.starts_with('/') => Ok(()),
-        None => match repository.split_once(':') {
-            Some((host, path)) if !host.is_empty() && !host.contains('/') && !path.is_empty() => Ok(()),
-            _ => wrong("https://…, ssh://…, user@host:path or an absolute path"),
-        },
-    }
-}
-
 fn is_below(path: &str) -> bool {
     !path.is_empty()
         && path.len() <= 1_024
@@ -497,33 +510,6 @@ mod tests {
             assert!(is_branch_name(&branch_of));
         }
         assert!(slug(&"long word ".repeat(30)).len() <= 48);
-    }
-
-    #[test]
-    fn remotes_that_run_programs_or_hold_passwords_are_refused() {
-        for good in ["https://host/a.git", "ssh://git@host:22/a", "git@host:a/b.git", "/srv/a.git", "file:///srv/a"] {
-            check_repository(good).unwrap();
-        }
-        for bad in [
-            "",
-            "-u",
-            "a b",
-            "ext::sh",
-            "fd::3",
-            "a",
-            "./a",
-            "../a",
-            "https://",
-            "https://u:p@host/a",
-            "https://t@host/a",
-            "ssh://u:p@host/a",
-            "ssh://-oProxyCommand=x/a",
-            "ftp://host/a",
-            "file://host/a",
-        ] {
-            let error = check_repository(bad).expect_err(bad);
-            assert!(!error.to_string().contains("u:p"), "{error}");
-        }
     }
 
     #[test]

@@ -217,7 +217,7 @@ impl Function {
         let wrong = |field: &str, value: &dyn ToString, allowed: &str| {
             Err(InvalidTask::value(field, &value.to_string(), allowed))
         };
-        self.container().check().map_err(|error| InvalidTask {
+        self.container().check("workload").map_err(|error| InvalidTask {
             field: error.field.trim_start_matches("workload.").to_owned(),
             problem: error.problem,
         })?;

@@ -25,10 +25,12 @@ pub mod playbook;
 pub mod quantity;
 pub mod queue;
 pub mod record;
+mod repository;
 pub mod schema;
 pub mod stores;
 pub mod strict;
 pub mod task;
+pub mod template;
 pub mod time;
 pub mod transcript;
 

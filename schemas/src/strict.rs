@@ -1,10 +1,11 @@
 //! The door for submitters: every unknown field is an error that names the nearest known one.
 
-use std::collections::BTreeMap;
+mod shape;
+
 use std::sync::LazyLock;
 
 use schemars::schema_for;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::agent_job::AgentJob;
 use crate::function::Function;
@@ -142,119 +143,22 @@ pub fn playbook(value: &Value, at: &str) -> Result<Playbook, InvalidTask> {
 }
 
 fn checked<T: serde::de::DeserializeOwned>(schema: &Value, value: &Value) -> Result<T, InvalidTask> {
-    walk(schema, schema, value, "")?;
-    T::deserialize(value).map_err(|error| InvalidTask::undecodable(&error))
+    shape::walk(schema, value, shape::Unknown::Refused)?;
+    serde_path_to_error::deserialize(value).map_err(|error| at_its_path(&error))
 }
 
-/// Follows `value` along `schema` and stops at the first field or value that has no place there.
-fn walk(root: &Value, schema: &Value, value: &Value, path: &str) -> Result<(), InvalidTask> {
-    let schemas = resolve(root, schema, value, path)?;
-    match value {
-        Value::Object(fields) => walk_object(root, &schemas, fields, path),
-        Value::Array(items) => {
-            let Some(item) = schemas.iter().find_map(|schema| schema.get("items")) else {
-                return mismatch(&schemas, value, path);
-            };
-            items.iter().enumerate().try_for_each(|(i, value)| walk(root, item, value, &format!("{path}[{i}]")))
-        }
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => mismatch(&schemas, value, path),
-    }
+/// What serde says, where it says it. Inside a tagged enum it knows no path; what can be wrong there, the shape has told.
+fn at_its_path(error: &serde_path_to_error::Error<serde_json::Error>) -> InvalidTask {
+    let path = error.path().to_string();
+    InvalidTask { field: if path == "." { String::new() } else { path }, ..InvalidTask::undecodable(error.inner()) }
 }
 
-fn walk_object(root: &Value, schemas: &[&Value], fields: &Map<String, Value>, path: &str) -> Result<(), InvalidTask> {
-    let properties = schemas.iter().filter_map(|schema| schema.get("properties")?.as_object());
-    let properties: BTreeMap<&str, &Value> =
-        properties.flatten().map(|(name, schema)| (name.as_str(), schema)).collect();
-    let others = schemas.iter().find_map(|schema| schema.get("additionalProperties").filter(|s| s.is_object()));
-    if properties.is_empty() && others.is_none() {
-        return mismatch(schemas, &Value::Object(fields.clone()), path);
-    }
-    for (name, value) in fields {
-        match properties.get(name.as_str()).copied().or(others) {
-            Some(schema) => walk(root, schema, value, &join(path, name))?,
-            None => {
-                let known: Vec<&str> = properties.keys().copied().collect();
-                return Err(InvalidTask::unknown(path, name, &known));
-            }
-        }
-    }
-    let required = schemas.iter().filter_map(|schema| schema.get("required")?.as_array()).flatten();
-    for name in required.filter_map(Value::as_str) {
-        if !fields.contains_key(name) {
-            return Err(InvalidTask { field: join(path, name), problem: "is required and missing".into() });
-        }
-    }
-    Ok(())
-}
-
-/// The schemas that hold for `value` at once: references followed, the variant of a tagged enum chosen.
-fn resolve<'a>(root: &'a Value, schema: &'a Value, value: &Value, path: &str) -> Result<Vec<&'a Value>, InvalidTask> {
-    let mut found = vec![schema];
-    if let Some(target) = schema.get("$ref").and_then(Value::as_str).and_then(|target| target.strip_prefix('#')) {
-        let target = root.pointer(target).expect("a generated schema refers only to its own definitions");
-        found.extend(resolve(root, target, value, path)?);
-    }
-    if let Some(variants) = schema.get("oneOf").and_then(Value::as_array) {
-        let tag = |variant: &'a Value| variant.pointer("/properties/kind/const").and_then(Value::as_str);
-        let kinds: Vec<&str> = variants.iter().filter_map(tag).collect();
-        if !kinds.is_empty() {
-            let kind = value.get("kind").and_then(Value::as_str).unwrap_or_default();
-            match variants.iter().find(|variant| tag(variant) == Some(kind)) {
-                Some(variant) => found.extend(resolve(root, variant, value, path)?),
-                None if value.is_object() => {
-                    return Err(InvalidTask::value(&join(path, "kind"), kind, &kinds.join(", ")));
-                }
-                None => {}
-            }
-        }
-    }
-    // An optional field is `anyOf` its schema and null.
-    if let Some(variants) = schema.get("anyOf").and_then(Value::as_array) {
-        let null = |variant: &&Value| variant.get("type").and_then(Value::as_str) == Some("null");
-        for variant in variants.iter().filter(|variant| !null(variant)) {
-            found.extend(resolve(root, variant, value, path)?);
-        }
-    }
-    Ok(found)
-}
-
-/// Refuses a value whose JSON type none of `schemas` takes. Words and formats are left to the types.
-fn mismatch(schemas: &[&Value], value: &Value, path: &str) -> Result<(), InvalidTask> {
-    let mut types: Vec<&str> = Vec::new();
-    for schema in schemas {
-        match schema.get("type") {
-            Some(Value::String(one)) => types.push(one),
-            Some(Value::Array(many)) => types.extend(many.iter().filter_map(Value::as_str)),
-            _ => {}
-        }
-        let words = schema.get("enum").and_then(Value::as_array);
-        let consts = schema.get("oneOf").and_then(Value::as_array);
-        let words: Vec<&str> = words
-            .into_iter()
-            .flatten()
-            .filter_map(Value::as_str)
-            .chain(consts.into_iter().flatten().filter_map(|variant| variant.get("const")?.as_str()))
-            .collect();
-        if let (Some(word), false) = (value.as_str(), words.is_empty())
-            && !words.contains(&word)
-        {
-            return Err(InvalidTask::value(path, word, &words.join(", ")));
-        }
-    }
-    let takes = |wanted: &str| match wanted {
-        "string" => value.is_string(),
-        "integer" => value.is_i64() || value.is_u64(),
-        "number" => value.is_number(),
-        "boolean" => value.is_boolean(),
-        "array" => value.is_array(),
-        "object" => value.is_object(),
-        "null" => value.is_null(),
-        _ => true,
-    };
-    if types.is_empty() || types.iter().any(|wanted| takes(wanted)) {
-        return Ok(());
-    }
-    Err(InvalidTask::value(path, &value.to_string(), &types.join(" or ")))
+/// Why these bytes are no task, which serde has found: with the path of the field, if it can be told. Unknown fields pass.
+pub(crate) fn no_task(bytes: &[u8], error: &serde_json::Error) -> InvalidTask {
+    let Ok(value) = serde_json::from_slice::<Value>(bytes) else { return InvalidTask::undecodable(error) };
+    let shape = shape::walk(&TASK, &value, shape::Unknown::Passed);
+    let read = shape.and_then(|()| serde_path_to_error::deserialize(&value).map_err(|error| at_its_path(&error)));
+    read.map_or_else(|found| found, |_: Task| InvalidTask::undecodable(error))
 }
 
 #[cfg(test)]
@@ -293,9 +197,12 @@ mod tests {
             (json!({"workload":{"kind":"proces","command":["a"]}}), vec!["workload.kind", "proces", "process"]),
             (json!({"workload":{"kind":"process","command":"date"}}), vec!["workload.command", "array"]),
             (json!({"workload":{"kind":"process","command":[1]}}), vec!["workload.command[0]", "string"]),
-            (json!({"workload":{"kind":"call","handler":"a"},"timeout":"soon"}), vec!["soon", "1h30m"]),
+            (json!({"workload":{"kind":"call","handler":"a"},"timeout":"soon"}), vec!["`timeout`", "soon", "1h30m"]),
             (json!({"workload":{"kind":"call","handler":"a"},"on_lost":"maybe"}), vec!["on_lost", "fail"]),
-            (json!({"workload":{"kind":"call","handler":"a"},"retry":{"max_attempts":0}}), vec!["nonzero"]),
+            (
+                json!({"workload":{"kind":"call","handler":"a"},"retry":{"max_attempts":0}}),
+                vec!["retry.max_attempts", "a whole number from 1 to 4294967295"],
+            ),
         ] {
             let error = task(&value).unwrap_err().to_string();
             assert!(words.iter().all(|word| error.contains(word)), "{error}");

@@ -14,7 +14,7 @@ use crate::ids::FunctionName;
 use crate::newer::More;
 use crate::quantity::{Bytes, Cpu, Limit};
 use crate::queue::QueueDefaults;
-use crate::strict::InvalidTask;
+use crate::strict::{self, InvalidTask};
 use crate::time::{HumanDuration, Timestamp};
 
 /// A task on the wire. Only `workload` is required; readers ignore unknown fields.
@@ -231,11 +231,10 @@ impl Container {
         Self { image: image.into(), ..Self::default() }
     }
 
-    /// The rules between fields that types do not hold.
-    pub(crate) fn check(&self) -> Result<(), InvalidTask> {
-        let wrong = |field: &str, value: &str, allowed: &str| {
-            Err(InvalidTask::value(&format!("workload.{field}"), value, allowed))
-        };
+    /// The rules between fields that types do not hold. `at`: its path in what was submitted.
+    pub(crate) fn check(&self, at: &str) -> Result<(), InvalidTask> {
+        let wrong =
+            |field: &str, value: &str, allowed: &str| Err(InvalidTask::value(&format!("{at}.{field}"), value, allowed));
         if self.image.is_empty() || self.image.len() > 512 || !self.image.bytes().all(|b| b.is_ascii_graphic()) {
             return wrong("image", &self.image, "an image reference");
         }
@@ -261,18 +260,14 @@ impl Container {
         if let Some(dir) = self.working_dir.as_ref().filter(|dir| !absolute(dir)) {
             return wrong("working_dir", dir, "an absolute path");
         }
-        for (at, mount) in self.mounts.iter().enumerate() {
+        for (i, mount) in self.mounts.iter().enumerate() {
             for (field, path) in [("source", &mount.source), ("target", &mount.target)] {
                 if !absolute(path) || (field == "target" && path.trim_end_matches('/').is_empty()) {
-                    return wrong(&format!("mounts[{at}].{field}"), path, "an absolute path without `..`, `:` or `,`");
+                    return wrong(&format!("mounts[{i}].{field}"), path, "an absolute path without `..`, `:` or `,`");
                 }
             }
             if Path::new(&mount.target).starts_with(WORK_FOLDER) {
-                return wrong(
-                    &format!("mounts[{at}].target"),
-                    &mount.target,
-                    "a path outside the work folder `/shoal`",
-                );
+                return wrong(&format!("mounts[{i}].target"), &mount.target, "a path outside the work folder `/shoal`");
             }
         }
         for name in &self.capabilities {
@@ -469,7 +464,7 @@ impl Task {
 
     /// Reads a task leniently, as workers do: unknown fields pass, wrong values do not.
     pub fn decode(bytes: &[u8]) -> Result<Self, InvalidTask> {
-        let task: Self = serde_json::from_slice(bytes).map_err(|e| InvalidTask::undecodable(&e))?;
+        let task: Self = serde_json::from_slice(bytes).map_err(|error| strict::no_task(bytes, &error))?;
         task.check()?;
         Ok(task)
     }
@@ -492,7 +487,7 @@ impl Task {
                 (Some(&process.env), Some(&process.command))
             }
             Workload::Container(container) => {
-                container.check()?;
+                container.check("workload")?;
                 (Some(&container.env), Some(&container.command))
             }
             Workload::Invoke(invoke) => {

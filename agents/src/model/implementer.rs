@@ -19,6 +19,7 @@ mod turn;
 use std::collections::HashSet;
 
 use futures_util::future::BoxFuture;
+use schemas::agent_job::TOLD_BYTES;
 use schemas::transcript::Event;
 use serde_json::Value;
 
@@ -40,8 +41,6 @@ const EMPTY: u32 = 3;
 const CUT: u32 = 5;
 /// Turns in a row whose calls could not be read.
 const UNREADABLE: u32 = 5;
-/// Bytes of one thing that is told: a test's output, people's words.
-const TOLD_BYTES: usize = 60_000;
 /// Bytes of last words that are passed on.
 const SAID_BYTES: usize = 8_000;
 
