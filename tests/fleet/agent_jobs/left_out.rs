@@ -60,7 +60,10 @@ async fn a_file_that_is_too_large_is_left_out_and_the_rest_is_kept() {
 async fn where_nothing_is_left_explain_names_no_change() {
     let world = World::of(json!([])).await;
     let _worker = world.worker("w").await;
-    let record = world.run("default.t", program("truncate -s 60000000 big.bin")).await;
+    let mut fields = program("truncate -s 60000000 big.bin");
+    let passes = json!({"name": "passes", "steps": [{"name": "test", "kind": "test", "command": "true"}]});
+    fields["playbook"] = json!({"kind": "inline", "playbook": passes});
+    let record = world.run("default.t", fields).await;
     assert_eq!(record.error.as_ref().map(|error| error.code), Some(Code::ChangeRefused), "{record:#?}");
     assert!(left_out(&record).contains("big.bin"));
     assert!(record.artifacts.iter().all(|artifact| artifact.path != "changes.patch"), "{record:#?}");
