@@ -16,6 +16,8 @@ pub struct Allowance {
     pub cost_micros: Option<u64>,
     /// When implementing must be over, and the length of time that this is of, for people.
     pub until: Option<(Instant, HumanDuration)>,
+    /// That is the end of the whole job's time, and no budget of its own.
+    pub is_deadline: bool,
 }
 
 /// What was used, over all attempts of a job.
@@ -43,6 +45,9 @@ impl Allowance {
             let decimal = schemas::Decimal::from_micros;
             format!("{} of {} of money is used", decimal(used.cost_micros), decimal(most))
         } else if let Some((_, time)) = self.until.filter(|(until, _)| Instant::now() >= *until) {
+            if self.is_deadline {
+                return Some(TaskError::new(Code::TimedOut, format!("the time of the job, {time}, is over")));
+            }
             format!("the time for implementing, {time}, is over")
         } else {
             return None;

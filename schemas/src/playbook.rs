@@ -141,6 +141,11 @@ impl Playbook {
         thought.into_iter().chain(self.steps.iter().map(Cow::Borrowed))
     }
 
+    /// Names of the steps in which the implementer works.
+    pub fn authors(&self) -> Vec<String> {
+        self.all_steps().filter(|step| step.kind == StepKind::Implement).map(|step| step.name.clone()).collect()
+    }
+
     fn implements(&self) -> bool {
         self.steps.iter().any(|step| step.kind == StepKind::Implement)
     }

@@ -35,6 +35,19 @@ pub enum Settlement {
     Leave,
 }
 
+impl Settlement {
+    /// Why the attempt failed, or was ended, from the table of codes; `None` where it did neither.
+    pub fn code(&self) -> Option<Code> {
+        match self {
+            Self::Retry { error, .. } | Self::Fail(error) | Self::HandBack(Some(error)) | Self::Lose(error) => {
+                Some(error.code)
+            }
+            Self::Cancel => Some(Code::Cancelled),
+            Self::Succeed | Self::HandBack(None) | Self::PutOff(_) | Self::Leave => None,
+        }
+    }
+}
+
 /// Decides. `dice` is between 0 and 1.
 pub fn settle(end: &End, attempt: NonZeroU32, policy: &Policy, on_lost: OnLost, dice: f64) -> Settlement {
     let (error, exit_code) = match end {

@@ -42,7 +42,7 @@ impl Bench {
                 retry: Retry { first: Duration::from_millis(5), ..Retry::default() },
                 ..Limits::default()
             },
-            allowance: Allowance { turns: 50, tokens: None, cost_micros: None, until: None },
+            allowance: Allowance { turns: 50, tokens: None, cost_micros: None, until: None, is_deadline: false },
             people: People::default(),
             mask: Mask::default(),
             server,

@@ -34,7 +34,7 @@ impl Place {
             tree,
             people: People::default(),
             mask: Mask::new([("PASSWORD", &secret)]).unwrap(),
-            allowance: Allowance { turns: 10, tokens: None, cost_micros: None, until: None },
+            allowance: Allowance { turns: 10, tokens: None, cost_micros: None, until: None, is_deadline: false },
         }
     }
 

@@ -1,7 +1,7 @@
 //! A cancel in each phase leaves no process, no lock of a workspace and no stray branch.
 
-use schemas::State;
 use schemas::transcript::{Event, JobPhase};
+use schemas::{Code, State};
 use serde_json::json;
 
 use super::outside::Rest;
@@ -19,6 +19,8 @@ async fn cancelled_in(world: &World, phase: JobPhase) {
     world.fleet.shoal(&["cancel", "t"]).await.ok();
     let record = world.fleet.ended(KEY).await;
     assert_eq!(record.state, State::Cancelled, "{phase}: {record:#?}");
+    let last = super::report(&record).phases.pop().expect("a phase");
+    assert_eq!((last.phase, last.code), (phase, Some(Code::Cancelled)), "{record:#?}");
     // Each request but one that was broken off is a whole turn, and counted.
     let (asked, report) = (world.model.requests().len() as u32, super::report(&record));
     assert!(report.turns <= asked && report.turns + 1 >= asked, "{phase}: {} of {asked} turns", report.turns);

@@ -3,6 +3,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use schemas::transcript::JobPhase;
 use schemas::{Code, Outcome, State};
 use serde_json::{Value, json};
 
@@ -111,15 +112,44 @@ async fn an_entrypoint_of_the_image_stands_in_front_of_no_command() {
 }
 
 #[tokio::test]
-async fn an_image_that_is_not_there_is_told_and_nothing_is_pushed() {
+async fn what_keeps_its_commands_from_running_is_told_before_any_turn_is_paid() {
     let engine = engine!();
     let world = World::of(mends()).await;
     let _worker = builder(&world, &engine, "w").start().await;
-    let record = world.run("default.t", contained("127.0.0.1:1/none:1", json!({}))).await;
-    assert_eq!(record.state, State::Failed, "{record:#?}");
-    let error = record.error.as_ref().expect("an error");
-    assert!(error.message.contains("127.0.0.1:1/none:1"), "{error:?}");
+    for (image, more, code, word) in [
+        (IMAGE, json!({"runtime": {"network": "host"}}), Code::PolicyForbidden, "host"),
+        ("127.0.0.1:1/none:1", json!({}), Code::ImagePullFailed, "127.0.0.1:1/none:1"),
+    ] {
+        let record = world.run("default.t", contained(image, more)).await;
+        assert_eq!(record.state, State::Failed, "{record:#?}");
+        let error = record.error.as_ref().expect("an error");
+        assert_eq!(error.code, code, "{error:?}");
+        assert!(error.message.contains(word), "{error:?}");
+        let report = report(&record);
+        let last = report.phases.last().expect("a phase");
+        assert_eq!((last.phase, last.code, report.turns), (JobPhase::Branch, Some(code), 0), "{report:#?}");
+    }
+    assert!(world.model.requests().is_empty(), "the model was asked nothing");
     assert_eq!(world.repo.branches(), Vec::<String>::new());
+    nothing_left(&world, &engine).await;
+}
+
+/// A registry that takes the request and never answers.
+#[tokio::test]
+async fn a_cancel_while_the_image_is_pulled_ends_the_job_at_once() {
+    let engine = engine!();
+    let world = World::of(mends()).await;
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let image = format!("{}/none:1", silent.local_addr().expect("bound"));
+    let _worker = builder(&world, &engine, "w").start().await;
+    world.fleet.publish("default.t", &world.job(contained(&image, json!({})))).await;
+    let (_held, _) = silent.accept().await.expect("somebody asks for the image");
+    world.fleet.shoal(&["cancel", "t"]).await.ok();
+    let record = world.fleet.ended("default.t").await;
+    assert_eq!(record.state, State::Cancelled, "{record:#?}");
+    let last = report(&record).phases.pop().expect("a phase");
+    assert_eq!((last.phase, last.code), (JobPhase::Branch, Some(Code::Cancelled)));
+    assert!(world.model.requests().is_empty());
     nothing_left(&world, &engine).await;
 }
 

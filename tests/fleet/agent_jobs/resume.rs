@@ -1,6 +1,6 @@
 //! A worker that dies with an agent job: the next one goes on from what was kept, and nothing is applied twice.
 
-use schemas::transcript::{Event, JobPhase};
+use schemas::transcript::{Event, JobPhase, WrittenReport};
 use schemas::{Outcome, State};
 use serde_json::json;
 
@@ -189,6 +189,11 @@ async fn a_drained_worker_hands_a_job_on_with_its_work() {
     let _second = world.worker("second").await;
     let record = world.fleet.ended("default.t").await;
     succeeded(&record);
+    assert_eq!(record.attempts[0].outcome, Outcome::HandedBack);
+    let told = record.attempts[0].agent.as_ref().and_then(WrittenReport::read).expect("a report");
+    let last = told.phases.last().expect("a phase");
+    let broken_off = (JobPhase::Implement, None, None);
+    assert_eq!((last.phase, last.ended, last.code), broken_off, "it neither ended there nor failed");
     assert_eq!(world.repo.file(BRANCH, "notes.txt").as_deref(), Some("subtracts\n"));
 }
 

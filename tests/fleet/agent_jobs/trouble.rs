@@ -1,7 +1,8 @@
 //! What goes wrong outside: a remote that moves or refuses, a model that fails, a budget that is used up.
 
+use schemas::transcript::StepOutcome::Passed;
 use schemas::transcript::{Event, JobPhase};
-use schemas::{Code, State};
+use schemas::{Code, State, TaskRecord};
 use serde_json::{Value, json};
 
 use super::{World, mends, phases, report, succeeded, until};
@@ -50,6 +51,9 @@ async fn a_base_that_moved_meanwhile_is_rebased_onto_and_tested_again() {
     assert_eq!(report.base_commit.as_ref(), Some(&moved));
     assert_eq!(world.repo.git(&["rev-parse", &format!("{BRANCH}^")]).trim(), moved);
     assert_eq!(report.turns, 2, "no turn was paid again");
+    let steps: Vec<_> = report.steps.iter().map(|step| (step.outcome, step.tries, step.wall_ms)).collect();
+    let [(Passed, 1, worked), (Passed, 2, _)] = steps[..] else { panic!("{steps:?}") };
+    assert!(worked >= 700, "what it took to write it is not forgotten: {worked} ms");
 }
 
 #[tokio::test]
@@ -202,6 +206,50 @@ async fn a_budget_of_each_kind_ends_the_job_and_keeps_its_work() {
     }
 }
 
+/// The phase that an attempt ended in, and its code.
+#[track_caller]
+fn broken(record: &TaskRecord) -> (JobPhase, Option<Code>) {
+    let last = report(record).phases.pop().expect("a phase");
+    (last.phase, last.code)
+}
+
+/// Where the time is over it is no budget that was used up, whoever finds it first.
+#[tokio::test]
+async fn a_phase_in_which_the_time_was_over_has_the_code_of_its_job() {
+    let program = |script: &str| json!({"implementer": {"kind": "command", "command": ["sh", "-c", script]}});
+    let tests = json!({"name": "slow", "steps": [{"name": "test", "kind": "test", "command": "sleep 4569"}]});
+    let mut tested = program("echo x > x");
+    tested["playbook"] = json!({"kind": "inline", "playbook": tests});
+    let world = World::of(json!([{"repeat": {"hang": true}}])).await;
+    let _worker = world.worker("w").await;
+    for (fields, phase) in [
+        (json!({}), JobPhase::Implement),
+        (json!({"budget": {"time": "1h"}}), JobPhase::Implement),
+        (program("sleep 4568"), JobPhase::Implement),
+        (tested, JobPhase::Test),
+    ] {
+        let mut job = world.job(fields.clone());
+        job["timeout"] = json!("2s");
+        let record = world.fleet.run("default.t", &job).await;
+        world.fleet.message_gone("default.t").await;
+        assert_eq!(record.error.as_ref().map(|error| error.code), Some(Code::TimedOut), "{fields}: {record:#?}");
+        assert_eq!(broken(&record), (phase, Some(Code::TimedOut)), "{fields}: {record:#?}");
+    }
+}
+
+#[tokio::test]
+async fn the_time_of_a_step_is_all_of_its_time() {
+    let world = World::of(mends()).await;
+    let _worker = world.worker("w").await;
+    let steps = json!([{"name": "slow", "command": "sleep 0.3"}, {"name": "quick", "command": "sleep 0.002"}]);
+    let playbook = json!({"kind": "inline", "playbook": {"name": "timed", "steps": steps}});
+    let record = world.run("default.t", json!({ "playbook": playbook })).await;
+    succeeded(&record);
+    let wall = |name: &str| report(&record).steps.into_iter().find(|step| step.name == name).expect("a step").wall_ms;
+    assert!(wall("slow") >= 300, "{} ms", wall("slow"));
+    assert!(wall("quick") >= 2, "{} ms", wall("quick"));
+}
+
 #[tokio::test]
 async fn a_deadline_ends_the_whole_process_tree_and_keeps_the_transcript() {
     let world = World::of(json!([
@@ -213,7 +261,13 @@ async fn a_deadline_ends_the_whole_process_tree_and_keeps_the_transcript() {
     let mut job = world.job(json!({}));
     job["timeout"] = json!("2s");
     let record = world.fleet.run("default.t", &job).await;
-    assert_eq!(record.error.map(|error| error.code), Some(Code::TimedOut));
+    assert_eq!(record.error.as_ref().map(|error| error.code), Some(Code::TimedOut));
+    assert_eq!(broken(&record), (JobPhase::Implement, Some(Code::TimedOut)));
+    let ended = world.told("t").await.into_iter().find_map(|entry| match entry.event {
+        Event::PhaseEnded { phase: JobPhase::Implement, error } => Some(error.map(|error| error.code)),
+        _ => None,
+    });
+    assert_eq!(ended, Some(Some(Code::TimedOut)), "and told so");
     let left = async || {
         let all = std::process::Command::new("ps").args(["-eo", "args"]).output().expect("ps runs");
         !String::from_utf8_lossy(&all.stdout).contains("sleep 45678")

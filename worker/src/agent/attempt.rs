@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 use super::implementing::Implementing;
 use super::keep::Kept;
-use super::ledger::Ledger;
+use super::ledger::{Ledger, added};
 use super::line::JobLine;
 use super::outside::PoolSlot;
 use super::plan::Plan;
@@ -25,7 +25,7 @@ use super::run::{JOB_LOG, JobFolder, PUT_AWAY, put};
 use super::shell::JobShell;
 use super::standing::{Earlier, Standing};
 use super::{Agents, author, lease};
-use crate::attempt::phase::End;
+use crate::attempt::phase::{End, Why};
 use crate::attempt::workload::{Done, Work, limit, stopping};
 use crate::fail;
 use crate::logs::LogWriter;
@@ -123,9 +123,19 @@ impl Attempt<'_> {
                 // By its last whole turn: the implementer is gone.
                 let used = self.known().kept.progress.used;
                 self.count_used(used);
-                let error = TaskError::new(Code::Cancelled, "stopped");
-                self.ledger.failed(&error);
-                End::failed(error)
+                let error = match self.work.stopped_for.get() {
+                    Some(Why::TimedOut(error)) => Ok(error.clone()),
+                    Some(Why::Cancelled) | None => Ok(TaskError::new(Code::Cancelled, "stopped")),
+                    Some(why) => Err(why.clone()),
+                };
+                match error {
+                    Ok(error) => {
+                        self.ledger.failed(&error);
+                        End::failed(error)
+                    }
+                    // It goes on elsewhere: the phase has not ended.
+                    Err(why) => End::Stopped(why),
+                }
             }
         };
         let grace = ended.as_ref().err().copied();
@@ -282,7 +292,8 @@ impl Attempt<'_> {
             self.count_used(who.used());
             {
                 let mut known = self.known();
-                known.report.steps.clone_from(&ended.steps);
+                let again = if skip { plan.playbook.authors() } else { Vec::new() };
+                known.report.steps = added(std::mem::take(&mut known.report.steps), ended.steps, &again);
                 known.report.tests.clone_from(&ended.tests);
             }
             self.keep_tests(ended.tests.as_ref()).await;

@@ -138,15 +138,15 @@ impl Attempt<'_> {
     pub(super) fn allowance(&self) -> Allowance {
         let budget = &self.job.budget;
         let worked = Duration::from_millis(self.known().kept.worked_ms);
+        let timeout = HumanDuration(self.deadline().saturating_duration_since(self.began));
         let until = budget.time.map(|time| (Instant::now() + time.0.saturating_sub(worked), time));
+        let until = until.filter(|(until, _)| *until < self.deadline());
         Allowance {
             turns: budget.turns.unwrap_or(DEFAULT_TURNS),
             tokens: budget.tokens,
             cost_micros: budget.cost.map(|cost| cost.micros()),
-            until: until.or_else(|| {
-                let timeout = self.deadline().saturating_duration_since(self.began);
-                Some((self.deadline(), HumanDuration(timeout)))
-            }),
+            until: until.or_else(|| Some((self.deadline(), timeout))),
+            is_deadline: until.is_none(),
         }
     }
 

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use agents::{Line, Unanswered};
 use futures_util::future::BoxFuture;
-use schemas::transcript::{Event, JobPhase, PhaseReport};
+use schemas::transcript::{Event, JobPhase, PhaseReport, StepReport};
 use schemas::{TaskError, Timestamp};
 
 use super::line::JobLine;
@@ -66,6 +66,21 @@ impl Ledger {
     }
 }
 
+/// The steps of several runs of one playbook: what a step said last counts, its tries and times are summed. An author
+/// who had nothing to do in the later run has not tried.
+pub fn added(mut before: Vec<StepReport>, now: Vec<StepReport>, idle: &[String]) -> Vec<StepReport> {
+    for step in now {
+        match before.iter_mut().find(|earlier| earlier.name == step.name) {
+            Some(earlier) => {
+                let tries = earlier.tries + step.tries - u32::from(idle.contains(&step.name)).min(step.tries);
+                *earlier = StepReport { tries, wall_ms: earlier.wall_ms + step.wall_ms, ..step };
+            }
+            None => before.push(step),
+        }
+    }
+    before
+}
+
 impl Line for Ledger {
     fn tell(&self, event: Event) {
         if matches!(event, Event::Retry { .. })
@@ -82,5 +97,28 @@ impl Line for Ledger {
 
     fn heard(&self) -> Vec<String> {
         self.line.heard()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use schemas::transcript::StepOutcome::{self, Failed, Passed, Skipped};
+
+    fn step(name: &str, outcome: StepOutcome, tries: u32, wall_ms: u64) -> StepReport {
+        StepReport { name: name.to_owned(), outcome, exit_code: None, tries, wall_ms }
+    }
+
+    #[test]
+    fn a_step_that_ran_again_has_both_its_tries_and_times_and_its_last_outcome() {
+        let first = vec![step("write", Passed, 1, 900), step("lint", Skipped, 0, 0), step("test", Passed, 2, 50)];
+        let second = vec![step("write", Passed, 1, 0), step("lint", Passed, 1, 7), step("test", Failed, 1, 30)];
+        let expected = [step("write", Passed, 1, 900), step("lint", Passed, 1, 7), step("test", Failed, 3, 80)];
+        assert_eq!(added(first.clone(), second, &["write".to_owned()]), expected);
+        // The tests failed, and the author worked after all.
+        let third = vec![step("write", Passed, 2, 100)];
+        let expected = [step("write", Passed, 2, 1000), step("lint", Skipped, 0, 0), step("test", Passed, 2, 50)];
+        assert_eq!(added(first.clone(), third, &["write".to_owned()]), expected);
+        assert_eq!(added(Vec::new(), first.clone(), &["write".to_owned()]), first);
     }
 }

@@ -222,12 +222,12 @@ impl agents::Shell for JobShell {
 
     fn run(&self, command: Command) -> BoxFuture<'_, Result<Ran, ShellError>> {
         async move {
-            let (guard, start, started) = self.inner.start(&command, None).await?;
+            let (guard, begun, started) = self.inner.start(&command, None).await?;
             let keep = command.keep;
             let mask = || self.inner.mask.stream();
             let out = self.inner.follow(started.stdout, LogSource::Stdout, keep, mask());
             let err = self.inner.follow(started.stderr, LogSource::Stderr, keep, mask());
-            let ended = self.inner.clone().ended(start, command.timeout);
+            let ended = self.inner.clone().ended(begun, command.timeout);
             let (ended, stdout, stderr) = tokio::join!(ended, out, err);
             guard.over();
             let (stdout, stderr) = (stdout.unwrap_or_default(), stderr.unwrap_or_default());
@@ -246,11 +246,11 @@ impl agents::Shell for JobShell {
                 ShellError::NotStarted(TaskError::new(Code::StartFailed, message))
             })?;
             let seen = agents::Shell::sees(self, &name);
-            let (guard, start, started) = self.inner.start(&command, Some(&seen)).await?;
+            let (guard, begun, started) = self.inner.start(&command, Some(&seen)).await?;
             let err = self.inner.follow(started.stderr, LogSource::Stderr, command.keep, self.inner.mask.stream());
             let inner = self.inner.clone();
             let end = async move {
-                let (ended, stderr) = tokio::join!(inner.ended(start, command.timeout), err);
+                let (ended, stderr) = tokio::join!(inner.ended(begun, command.timeout), err);
                 let _ = std::fs::remove_file(&path);
                 guard.over();
                 ended.map(|ran| Ran { stderr: stderr.unwrap_or_default(), ..ran })
@@ -267,7 +267,7 @@ impl Inner {
         self: &Arc<Self>,
         command: &Command,
         stdin: Option<&Path>,
-    ) -> Result<(Stopping, StartId, Started), ShellError> {
+    ) -> Result<(Stopping, Begun, Started), ShellError> {
         if self.closed.is_cancelled() {
             return Err(ShellError::NotStarted(TaskError::new(Code::Cancelled, "the job is being stopped")));
         }
@@ -275,8 +275,10 @@ impl Inner {
         let start = job.start.clone();
         self.running().push(start.clone());
         let guard = Stopping { inner: self.clone(), start: Some(start.clone()) };
+        // Not later: what is over soon is told of only at its end.
+        let begun = Begun { start: start.clone(), at: Instant::now() };
         match self.runtime.start(job).await {
-            Ok(started) => Ok((guard, start, started)),
+            Ok(started) => Ok((guard, begun, started)),
             Err(error) => {
                 guard.over();
                 self.running().retain(|other| *other != start);
@@ -341,8 +343,8 @@ impl Inner {
     }
 
     /// Waits for its end; stops it after `timeout`.
-    async fn ended(self: Arc<Self>, start: StartId, timeout: Duration) -> Result<Ran, ShellError> {
-        let began = Instant::now();
+    async fn ended(self: Arc<Self>, begun: Begun, timeout: Duration) -> Result<Ran, ShellError> {
+        let Begun { start, at: began } = begun;
         let (exit, timed_out) = tokio::select! {
             exit = self.runtime.wait(&start) => (exit, false),
             () = tokio::time::sleep(timeout) => {
@@ -453,6 +455,13 @@ impl Keeping {
     fn kept(self) -> Kept {
         Kept { head: self.head, tail: self.tail.into(), cut: self.cut }
     }
+}
+
+/// A command that was started.
+struct Begun {
+    start: StartId,
+    /// Before anything of it was there.
+    at: Instant,
 }
 
 /// A command that nobody waits for any more is stopped, also in the middle of its start.

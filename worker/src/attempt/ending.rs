@@ -26,12 +26,18 @@ impl Runner<'_> {
         plan: &Plan,
         fence: &mut Fence<'_>,
         phase: Phase,
-        done: Done,
+        mut done: Done,
     ) -> Option<Verdict> {
         let Phase::Over(end) = phase.next(Event::Ended(done.end)) else {
             unreachable!("an ended attempt is over");
         };
         let settlement = settle(&end, plan.number, &plan.policy, plan.task.on_lost, rand::random());
+        // What it says of itself it may have said before somebody stopped it.
+        let broken = done.agent.as_mut().and_then(|report| report.phases.last_mut());
+        if let Some(broken) = broken.filter(|phase| phase.ended.is_none() || phase.code.is_some()) {
+            broken.code = settlement.code();
+            broken.ended = broken.ended.filter(|_| broken.code.is_some());
+        }
         let now = self.worker.js.now();
         let waited = self.delivery.received.elapsed().as_millis() as i64;
         let pulled = Timestamp::from_millis(now.as_millis() - waited);

@@ -3,8 +3,8 @@
 
 use std::future::Future;
 use std::num::NonZeroU32;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -239,6 +239,7 @@ impl<'a> Runner<'a> {
         worker.tally.start();
         let activity = Activity::default();
         let exited = Arc::new(AtomicBool::new(false));
+        let stopped_for = Arc::new(OnceLock::new());
         let work = Work {
             key: plan.key.clone(),
             start: plan.start.clone(),
@@ -251,6 +252,7 @@ impl<'a> Runner<'a> {
             resumes: resumed(self.delivery.header(header::RESUMES)),
             activity: activity.clone(),
             exited: exited.clone(),
+            stopped_for: stopped_for.clone(),
         };
         let (stop, stopping) = watch::channel(None);
         let running = workload::run(worker, work, stopping);
@@ -265,7 +267,7 @@ impl<'a> Runner<'a> {
         let done = match first {
             Poll::Ready(done) => done,
             Poll::Pending => {
-                let underway = Underway { running, stop, activity, exited };
+                let underway = Underway { running, stop, activity, exited, stopped_for };
                 let watched = Box::pin(self.watch_over(plan, fence, phase, underway)).await;
                 (fence, phase) = (watched.0, watched.1);
                 watched.2

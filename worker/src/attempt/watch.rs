@@ -3,8 +3,8 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -28,7 +28,9 @@ pub(super) struct Underway<R> {
     pub(super) stop: watch::Sender<Option<Duration>>,
     pub(super) activity: Activity,
     pub(super) exited: Arc<AtomicBool>,
+    pub(super) stopped_for: Arc<OnceLock<Why>>,
 }
+
 impl<'a> Runner<'a> {
     /// Watches over the workload until it is gone: its limits, its lease, its claim, and who wants it stopped.
     pub(super) async fn watch_over(
@@ -39,7 +41,7 @@ impl<'a> Runner<'a> {
         underway: Underway<Pin<&mut (impl Future<Output = Done> + Send)>>,
     ) -> (Fence<'a>, Phase, Done) {
         let worker = self.worker;
-        let Underway { mut running, stop, activity, exited } = underway;
+        let Underway { mut running, stop, activity, exited, stopped_for } = underway;
         let timeout = workload::limit(plan.policy.timeout);
         let silence = plan.policy.idle_timeout.map(|limit| limit.0);
         let claim_due = tokio::time::sleep(worker.config.claim_after);
@@ -144,6 +146,7 @@ impl<'a> Runner<'a> {
                     // Ends of a run, never wishes to end one.
                     Why::Unstarted(_) | Why::EngineLost(_) => Duration::ZERO,
                 };
+                let _ = stopped_for.set(why.clone());
                 let grace = stop.borrow().map_or(grace, |earlier| earlier.min(grace));
                 stop.send_replace(Some(grace));
             }

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use async_nats::HeaderMap;
@@ -57,6 +57,8 @@ pub struct Work {
     pub activity: Activity,
     /// Set once the workload itself is gone; what follows is ours.
     pub exited: Arc<AtomicBool>,
+    /// Why it is being stopped: there before the wish is.
+    pub stopped_for: Arc<OnceLock<Why>>,
 }
 
 /// What came of it.

@@ -185,7 +185,8 @@ impl Core {
         let container = contained(job)?;
         let gave_up = || StartError::Failed { what: "the start was given up".to_owned(), source: None };
         let preparing = self.prepare(job);
-        let Prepared { image, network, facts } = given_up.run_until_cancelled(preparing).await.ok_or_else(gave_up)??;
+        let Prepared { image, network, facts } =
+            given_up.run_until_cancelled(preparing).await.ok_or_else(gave_up)??;
         // Where they lead now: a pull takes its time, and another task may write in one of these folders.
         let mut mounts = self.settings.policy.mounts(&self.settings, container)?;
         mounts.extend(job.binds.iter().cloned());
