@@ -195,9 +195,8 @@ mod tests {
         let began = json!({"kind": "phase_began", "phase": "implement"});
         let turn = json!({"kind": "turn", "number": 3, "model": "m"});
         let asked = |id: &str| json!({"kind": "question", "id": id, "text": "Which?"});
-        let open = |events: &[Value]| {
-            facts(events).questions.into_iter().map(|question| question.id).collect::<Vec<_>>()
-        };
+        let open =
+            |events: &[Value]| facts(events).questions.into_iter().map(|question| question.id).collect::<Vec<_>>();
         assert_eq!(open(&[began.clone(), turn.clone(), asked("a")]), ["a"]);
         assert_eq!(open(&[asked("a"), asked("b"), json!({"kind": "answer", "id": "a", "text": "x"})]), ["b"]);
         assert_eq!(open(&[asked("a"), json!({"kind": "said", "text": "hm"})]), ["a"]);

@@ -72,7 +72,8 @@ impl std::fmt::Display for Need {
 /// A worker without one that works of these runtimes.
 fn without(record: &AgentRecord, names: &[&str]) -> Lack {
     let there = record.runtimes.iter().filter(|(name, _)| names.contains(&name.as_str()));
-    let down = |(name, runtime): (&String, &RuntimeInfo)| Some(format!("`{name}` is down: {}", runtime.reason.as_ref()?));
+    let down =
+        |(name, runtime): (&String, &RuntimeInfo)| Some(format!("`{name}` is down: {}", runtime.reason.as_ref()?));
     let down: Vec<String> = there.filter_map(down).collect();
     if !down.is_empty() {
         return Lack::Down(down.join(", "));
