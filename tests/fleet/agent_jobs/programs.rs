@@ -6,7 +6,7 @@ use schemas::transcript::Event;
 use schemas::{Code, State};
 use serde_json::{Value, json};
 
-use super::{World, mends, phases, report, succeeded};
+use super::{World, mends, report, succeeded};
 use crate::support::eventually;
 use crate::support::repo::RIGHT;
 
