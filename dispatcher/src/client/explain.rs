@@ -458,8 +458,7 @@ impl Seen<'_> {
             let next = format!("look at it: shoal agents show {worker}; or {start}");
             return vec![reason(ReasonCode::NoReadyWorker, message, next)];
         }
-        let message =
-            format!("no worker of the queue `{queue}` runs {what}: {}", sentence(&workers.incapable));
+        let message = format!("no worker of the queue `{queue}` runs {what}: {}", sentence(&workers.incapable));
         vec![reason(ReasonCode::NoCapableWorker, message, start)]
     }
 
@@ -633,7 +632,9 @@ fn finished(view: &TaskView, now: Timestamp) -> Explanation {
     let why = record.error.as_ref().map_or(String::new(), |error| format!(" with `{}`: {}", error.code, error.message));
     let next = match (record.state, &record.error) {
         (State::Succeeded, _) if task.as_ref().is_some_and(|task| matches!(task.workload, Workload::Agent(_))) => {
-            format!("see its change: shoal agent diff {key}; what it did: shoal agent transcript {key}; shoal get {key}")
+            format!(
+                "see its change: shoal agent diff {key}; what it did: shoal agent transcript {key}; shoal get {key}"
+            )
         }
         (State::Succeeded, _) => format!("see what it left: shoal get {key}; shoal logs {key}"),
         (_, Some(error)) => remedy(error.code, key),
