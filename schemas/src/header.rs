@@ -4,6 +4,9 @@
 pub const ONCE: &str = "Shoal-Once";
 /// On a task: the submitter's own id of this submission, kept in the record as `submission`.
 pub const SUBMISSION: &str = "Shoal-Submission";
+/// On an agent job that is run once more: the starts of an earlier run whose kept work it goes on from, with commas
+/// between them and the newest last.
+pub const RESUMES: &str = "Shoal-Resumes";
 /// On an event: the record's revision, by which a reader tells the newer of two.
 pub const REVISION: &str = "Shoal-Revision";
 /// On a record that is not terminal, so that a scan by headers finds the unfinished ones: its state.

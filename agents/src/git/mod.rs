@@ -22,6 +22,7 @@ mod error;
 mod push;
 pub(crate) mod repo;
 mod run;
+mod sift;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -34,6 +35,7 @@ pub use change::{Bounds, Change, Changed, How, Kind, Scan};
 pub use error::GitError;
 pub use push::{Order, Pushed, check_branch};
 pub(crate) use run::Call;
+pub use sift::Sifted;
 
 use crate::secret::Mask;
 

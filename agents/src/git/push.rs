@@ -94,15 +94,23 @@ impl Repo {
             return Ok(true);
         }
         let parent = self.resolve(&format!("{}^", order.commit)).await?;
-        let mut args: Vec<String> =
-            ["log", "--max-count=100", "-z", "--format=%B", tip.as_str(), "--not", base.as_str()]
-                .map(str::to_owned)
-                .to_vec();
-        args.extend(parent.map(|parent| parent.to_string()));
-        let output = self.call().args(args).ok().await?;
-        let mut messages = output.pieces().peekable();
-        let is_marked = |message: &[u8]| message.split(|byte| *byte == b'\n').any(|line| line == order.mark.as_bytes());
-        Ok(messages.peek().is_some() && messages.all(is_marked))
+        let marked = self.marked(tip, &[Some(base), parent.as_ref()], &order.mark).await?;
+        Ok(!marked.is_empty() && marked.into_iter().all(|is_marked| is_marked))
+    }
+
+    /// Whether a branch that was there before the job is one that it may go on from: an earlier run of it has committed
+    /// there, or nobody has.
+    pub(crate) async fn may_go_on(&self, base: &Commit, tip: &Commit, mark: &str) -> Result<bool, GitError> {
+        let marked = self.marked(tip, &[Some(base)], mark).await?;
+        Ok(marked.is_empty() || marked.contains(&true))
+    }
+
+    /// Of each of the newest commits of `tip` that none of `not` has: whether it is marked as the job's own.
+    async fn marked(&self, tip: &Commit, not: &[Option<&Commit>], mark: &str) -> Result<Vec<bool>, GitError> {
+        let args = ["log", "--max-count=100", "-z", "--format=%B", tip.as_str(), "--not"];
+        let output = self.call().args(args).args(not.iter().flatten().map(|commit| commit.as_str())).ok().await?;
+        let is_marked = |message: &[u8]| message.split(|byte| *byte == b'\n').any(|line| line == mark.as_bytes());
+        Ok(output.pieces().map(is_marked).collect())
     }
 
     /// Deletes one reference of the remote's, if it is still at this commit.

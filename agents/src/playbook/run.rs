@@ -63,6 +63,8 @@ pub struct Ended {
     pub steps: Vec<StepReport>,
     /// The tests' result: of the first `test` step that failed last, else of the last one that ran.
     pub tests: Option<TestReport>,
+    /// A `test` step has judged the change as it is.
+    pub tested: bool,
     /// How often the author has worked.
     pub rounds: u64,
     /// Why there is nothing to push, if so.
@@ -75,7 +77,9 @@ struct Known {
     report: Option<StepReport>,
     tests: Option<TestReport>,
     rounds: u32,
-    /// Of a `test` step that has failed last, after the author.
+    /// A `test` step that ran last, after the author.
+    tested: bool,
+    /// Of such a step that has failed.
     gate: Option<TaskError>,
 }
 
@@ -103,9 +107,11 @@ impl Run<'_> {
         };
         let error = error.or_else(|| known.iter().find_map(|known| known.gate.clone()));
         let failed = known.iter().find(|known| known.gate.is_some()).and_then(|known| known.tests.clone());
+        let tested = known.iter().any(|known| known.tested);
         Ended {
             tests: failed.or_else(|| known.iter().rev().find_map(|known| known.tests.clone())),
             steps: known.into_iter().filter_map(|known| known.report).collect(),
+            tested,
             rounds: self.facts.round,
             error,
         }
@@ -138,7 +144,7 @@ impl Run<'_> {
             {
                 let report = known[at].report.get_or_insert_with(|| report(step));
                 *report = StepReport { outcome: StepOutcome::Skipped, exit_code: None, ..report.clone() };
-                (known[at].tests, known[at].gate) = (None, None);
+                (known[at].tests, known[at].tested, known[at].gate) = (None, false, None);
                 self.note(step, StepOutcome::Skipped, None, format!("`{condition}` does not hold"));
                 at += 1;
                 continue;
@@ -167,7 +173,9 @@ impl Run<'_> {
                 at = author + 1;
                 continue;
             }
-            if step.fail_fast {
+            // Before the author there is nothing to judge: it shows how things were.
+            let shows_only = step.kind == StepKind::Test && worked.is_none();
+            if step.fail_fast && !shows_only {
                 return Err(self.failure(step, &tried).into());
             }
             at += 1;
@@ -293,6 +301,7 @@ impl Run<'_> {
         report.wall_ms += millis(tried.wall);
         if step.kind == StepKind::Test {
             self.facts.tests = tried.tests.as_ref().map(|tests| tests.counts).unwrap_or_default();
+            known.tested = after_author;
             known.gate = (after_author && !tried.passed).then(|| self.failure(step, tried));
             known.tests = Some(TestReport {
                 command: self.mask.text(step.command.as_deref().unwrap_or_default()),

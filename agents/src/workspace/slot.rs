@@ -8,7 +8,7 @@ use super::mirror::{Fetched, Mirror, Want, kept};
 use super::{Hold, Inner, Remote, State, WorkspaceError, blocking, clean, now};
 use crate::git::change::{copy_index, keep_time};
 use crate::git::repo::{Repo, put};
-use crate::git::{Author, Change, Commit, GitError, Order, Pushed, Scan, check_branch};
+use crate::git::{Author, Change, Commit, GitError, Order, Pushed, Scan, Sifted, check_branch};
 
 /// A slot, taken. Its owner sees to it that none of the job's commands runs while a method of it does.
 pub struct Slot {
@@ -252,13 +252,19 @@ impl Slot {
         }
     }
 
-    /// What differs between `base` (the commit that the slot stands at) and the tree. Changes nothing in the tree.
+    /// What differs between the commit that the slot stands at and the tree; refused, if something of it may not leave the
+    /// worker. Changes nothing in the tree.
     pub async fn change(&self, scan: Scan<'_>) -> Result<Change, WorkspaceError> {
+        Ok(self.sift(scan).await?.whole()?)
+    }
+
+    /// The same without what may not leave. Changes nothing in the tree.
+    pub async fn sift(&self, scan: Scan<'_>) -> Result<Sifted, WorkspaceError> {
         let base = self.at.clone().ok_or_else(|| GitError::BaseNotFound("none".to_owned()))?;
         self.check_tree()?;
         self.ensure().await?;
         let new = self.path.join("index.change");
-        Ok(self.repo.change(&self.tree(), &base, &self.index(), &new, &self.inner().settings.bounds, scan).await?)
+        Ok(self.repo.sift(&self.tree(), &base, &self.index(), &new, &self.inner().settings.bounds, scan).await?)
     }
 
     /// The change as a patch that `git apply` takes.
@@ -291,6 +297,11 @@ impl Slot {
         })?;
         check_branch(&order.branch, &there.base_name, &self.inner().settings.prefixes)?;
         Ok(self.repo.decide(order, &there.base, there.branch.as_ref()).await?)
+    }
+
+    /// Whether the job may go on from its branch as it was found: see [`Order::mark`].
+    pub async fn may_go_on(&self, base: &Commit, tip: &Commit, mark: &str) -> Result<bool, WorkspaceError> {
+        Ok(self.repo.may_go_on(base, tip, mark).await?)
     }
 
     /// The second half: sends the commit. What has changed at the remote since the look, the remote itself finds out.

@@ -213,13 +213,23 @@ async fn a_test_gates_the_push_even_where_it_does_not_fail_fast_and_one_before_t
     let mut case = Case::new([Does::Write("a")]);
     let ended = case
         .run(json!([
-            {"name": "baseline", "kind": "test", "command": "exit 1", "fail_fast": false},
+            {"name": "baseline", "kind": "test", "command": "exit 1"},
             {"name": "work", "kind": "implement"},
             {"name": "unit", "kind": "test", "command": "true"},
         ]))
         .await;
-    assert_eq!(ended.error, None);
+    assert_eq!((ended.error, ended.tested), (None, true));
     assert_eq!(ended.tests.unwrap().exit_code, Some(0));
+
+    for steps in [
+        json!([{"name": "t", "kind": "test", "command": "true"}, {"name": "work", "kind": "implement"}]),
+        json!([{"name": "work", "kind": "implement"}, {"name": "t", "command": "true"}]),
+        json!([{"name": "t", "kind": "test", "command": "true", "condition": "attempt > 9"}]),
+    ] {
+        let mut case = Case::new([Does::Write("a")]);
+        let ended = case.run(steps.clone()).await;
+        assert_eq!((ended.error, ended.tested), (None, false), "nothing judged the change: {steps}");
+    }
 
     let mut case = Case::new([Does::Write("a")]);
     let ended = case

@@ -9,5 +9,6 @@ mod http;
 mod keep;
 mod measure;
 mod push;
+mod sift;
 mod slots;
 mod support;

@@ -5,6 +5,7 @@ use futures_util::{StreamExt, stream};
 use jetstream::StoredMessage;
 use schemas::{Code, DeadLetter, QueueName, TaskKey, header};
 
+use super::retry::go_on;
 use super::submit::is_reserved;
 use super::{Client, ClientError, Submission, Submitted};
 use crate::fail_point::fail_point;
@@ -121,11 +122,16 @@ impl Client {
         let submission = format!("dead.{dead_sequence}");
         let view = self.look(&key).await?;
         // The server forgets message ids after a while; the record remembers.
-        let replayed = view.record.filter(|recorded| recorded.record.submission.as_deref() == Some(&submission));
-        let submitted = match replayed {
-            Some(recorded) => Submitted { key, sequence: recorded.record.sequence, submission, existing: None },
-            None => {
-                let headers = own_headers(headers);
+        let record = view.record.map(|recorded| recorded.record);
+        let submitted = match record {
+            Some(record) if record.submission.as_deref() == Some(&submission) => {
+                Submitted { key, sequence: record.sequence, submission, existing: None }
+            }
+            record => {
+                let mut headers = own_headers(headers);
+                if let Some(record) = record.filter(|record| record.sequence == letter.sequence) {
+                    go_on(&mut headers, &record, &body);
+                }
                 let task = Submission { key, payload: body, submission: Some(submission), once: false, headers };
                 self.submit(task).await?
             }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use jetstream::ConsumerState;
 use schemas::agent::AgentKind;
+use schemas::agent_job::PATCH;
 use schemas::explain::{AgentFacts, Explanation, Hindered, QueueFacts, Reason, ReasonCode, Standing, WorkerFacts};
 use schemas::stores::RECORDS_KEPT;
 use schemas::task::Policy;
@@ -637,7 +638,10 @@ fn finished(view: &TaskView, now: Timestamp) -> Explanation {
             )
         }
         (State::Succeeded, _) => format!("see what it left: shoal get {key}; shoal logs {key}"),
-        (_, Some(error)) => remedy(error.code, key),
+        (_, Some(error)) => {
+            let has_change = record.artifacts.iter().any(|artifact| artifact.path == PATCH);
+            remedy(error.code, key, has_change)
+        }
         (_, None) => format!("see it: shoal get {key}; once more: shoal retry {key}"),
     };
     Explanation {
@@ -664,8 +668,8 @@ fn finished(view: &TaskView, now: Timestamp) -> Explanation {
     }
 }
 
-/// What to do about a task that ended with this code.
-fn remedy(code: Code, key: &TaskKey) -> String {
+/// What to do about a task that ended with this code, with a change kept or without one.
+fn remedy(code: Code, key: &TaskKey, has_change: bool) -> String {
     let again = format!("then once more: shoal retry {key}");
     match code {
         Code::InvalidTask | Code::InvalidId => {
@@ -720,8 +724,14 @@ fn remedy(code: Code, key: &TaskKey) -> String {
         | Code::TestsFailed => {
             format!("see what it did: shoal agent transcript {key}; what it wrote is kept and gone on from, {again}")
         }
-        Code::ChangeRefused | Code::RebaseConflict | Code::PushRefused | Code::PushFailed => {
+        Code::ChangeRefused if has_change => {
+            format!("see the rest of the change: shoal agent diff {key}; say in the task what is not wanted, {again}")
+        }
+        Code::RebaseConflict | Code::PushRefused | Code::PushFailed if has_change => {
             format!("see the change: shoal agent diff {key}; {again}")
+        }
+        Code::ChangeRefused | Code::RebaseConflict | Code::PushRefused | Code::PushFailed => {
+            format!("see what it did: shoal agent transcript {key}; {again}")
         }
         Code::BudgetExceeded => format!("give it a larger `budget`; it goes on from where it stood, {again}"),
         Code::WorkspaceFailed | Code::ArtifactFailed => format!("look at disk and stores of its worker, {again}"),

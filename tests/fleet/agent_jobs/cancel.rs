@@ -19,6 +19,9 @@ async fn cancelled_in(world: &World, phase: JobPhase) {
     world.fleet.shoal(&["cancel", "t"]).await.ok();
     let record = world.fleet.ended(KEY).await;
     assert_eq!(record.state, State::Cancelled, "{phase}: {record:#?}");
+    // Each request but one that was broken off is a whole turn, and counted.
+    let (asked, report) = (world.model.requests().len() as u32, super::report(&record));
+    assert!(report.turns <= asked && report.turns + 1 >= asked, "{phase}: {} of {asked} turns", report.turns);
     assert_eq!(world.repo.branches(), Vec::<String>::new(), "{phase}");
     let (folder, hangs) = (world.fleet.folder().display().to_string(), hang(world));
     let nothing_runs = async || {

@@ -7,6 +7,7 @@ mod explained;
 #[path = "../../../agents/tests/support/host.rs"]
 mod host;
 mod hostile;
+mod left_out;
 mod many;
 mod outside;
 mod people;

@@ -132,10 +132,27 @@ async fn a_branch_of_an_earlier_run_does_not_lower_the_gate() {
     world.repo.commit(BRANCH, &[("AGENTS.md", soft)]);
     let record = {
         let _worker = world.worker("w").await;
-        world.run("default.t", json!({})).await
+        world.run("default.t", json!({"branch": BRANCH})).await
     };
     succeeded(&record);
     assert_eq!(tests(&record).command, TEST);
+}
+
+#[tokio::test]
+async fn what_no_step_has_tested_is_pushed_with_a_warning() {
+    let world = World::of(mends()).await;
+    let _worker = world.worker("w").await;
+    let steps = json!([
+        {"name": "before", "kind": "test", "command": TEST},
+        {"name": "implement", "kind": "implement"},
+        {"name": "after", "kind": "test", "command": TEST, "condition": "attempt > 1"},
+    ]);
+    let playbook = json!({"kind": "inline", "playbook": {"name": "lax", "steps": steps}});
+    let record = world.run("default.t", json!({"playbook": playbook})).await;
+    succeeded(&record);
+    let outcomes: Vec<_> = report(&record).steps.iter().map(|step| step.outcome).collect();
+    assert_eq!(outcomes, [StepOutcome::Failed, StepOutcome::Passed, StepOutcome::Skipped], "{record:#?}");
+    assert!(record.warnings.iter().any(|warning| warning.contains("not tested")), "{:?}", record.warnings);
 }
 
 #[tokio::test]

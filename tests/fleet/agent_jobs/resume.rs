@@ -129,6 +129,32 @@ async fn work_that_failed_its_tests_is_gone_on_from_by_the_next_attempt() {
 }
 
 #[tokio::test]
+async fn a_job_that_is_run_once_more_goes_on_from_the_run_before_with_a_whole_budget() {
+    for again in [&["retry", "t"][..], &["dead", "replay", "default.t"]] {
+        let note = |n| json!({"calls": [{"name": "write_file", "arguments": {"path": "notes.txt", "content": format!("{n}\n")}}]});
+        let world = World::with(Scripted::conversations(json!([
+            {"match": "earlier attempt", "turns": [
+                {"seen": "write_file|notes.txt", "calls": [{"name": "write_file", "arguments": {"path": "add.sh", "content": RIGHT}}]},
+                {"say": "It adds now."},
+            ]},
+            {"match": "", "turns": [note(1), note(2)]},
+        ])))
+        .await;
+        let _worker = world.worker("w").await;
+        let first = world.run("default.t", json!({"budget": {"turns": 2}})).await;
+        assert_eq!(first.error.as_ref().map(|error| error.code), Some(schemas::Code::BudgetExceeded), "{first:#?}");
+        world.fleet.shoal(again).await.ok();
+        let record = world.fleet.run_ended("default.t", first.sequence + 1).await;
+        succeeded(&record);
+        assert_eq!(record.attempts.len(), 1, "{record:#?}");
+        assert_eq!(report(&record).resumed_from, first.attempts[0].start);
+        assert_eq!(world.repo.file(BRANCH, "notes.txt").as_deref(), Some("2\n"), "what the first run wrote is there");
+        assert_eq!(world.repo.file(BRANCH, "add.sh").as_deref(), Some(RIGHT));
+        world.model_is_content();
+    }
+}
+
+#[tokio::test]
 async fn a_drained_worker_hands_a_job_on_with_its_work() {
     let world = World::with(in_two_attempts()).await;
     let mut first = world.builder("first").drain_grace("1s").start().await;

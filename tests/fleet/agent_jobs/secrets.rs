@@ -201,7 +201,7 @@ async fn no_secret_is_found_anywhere_after_a_job_that_tells_all_it_knows() {
 }
 
 #[tokio::test]
-async fn a_change_with_a_secret_in_it_is_not_pushed() {
+async fn a_change_with_a_secret_in_it_is_not_pushed_and_kept_without_it() {
     for (content, name) in [
         (format!("token: {JOB}\n"), "npm"),
         (format!("url = https://x:{GIT}@host/\n"), "the git token"),
@@ -221,7 +221,15 @@ async fn a_change_with_a_secret_in_it_is_not_pushed() {
         let error = record.error.as_ref().expect("an error");
         assert_eq!(error.code, Code::ChangeRefused, "{error:?}");
         assert!(error.message.contains("config/leak.txt") && error.message.contains(name), "{error:?}");
-        assert_eq!(watched.world.repo.refs(), ["refs/heads/main"]);
+        assert_eq!(watched.world.repo.branches(), Vec::<String>::new());
+        let told = record.warnings.iter().find(|warning| warning.contains("left out")).expect("a warning");
+        assert!(told.contains("config/leak.txt") && told.contains(name), "{told}");
+        let patch = watched.world.artifact("t", "changes.patch").await;
+        assert!(patch.contains("a/add.sh") && !patch.contains("leak"), "{patch}");
+        let kept: Vec<_> = watched.world.repo.refs().into_iter().filter(|name| name != "refs/heads/main").collect();
+        assert_eq!(kept.len(), 1, "{kept:?}");
+        assert_eq!(watched.world.repo.file(&kept[0], "add.sh").as_deref(), Some(RIGHT));
+        assert_eq!(watched.world.repo.file(&kept[0], "config/leak.txt"), None);
         watched.nothing_is_found().await;
     }
 }

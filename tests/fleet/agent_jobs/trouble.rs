@@ -96,6 +96,32 @@ async fn a_branch_of_somebody_else_is_left_alone() {
 }
 
 #[tokio::test]
+async fn a_branch_that_is_there_before_the_job_is_gone_on_from_only_if_it_is_its_own_or_named() {
+    let add = |name: &str| json!({"calls": [{"name": "write_file", "arguments": {"path": name, "content": RIGHT}}]});
+    let done = json!({"say": "Done."});
+    let turns = json!([add("add.sh"), done, add("more.txt"), done, add("add.sh"), done]);
+    let world = World::of(turns).await;
+    let _worker = world.builder("w").queues("default,other").start().await;
+    world.repo.git(&["branch", BRANCH, "main"]);
+    let theirs = world.repo.commit(BRANCH, &[("theirs.txt", "theirs\n")]);
+    let record = world.run("default.t", json!({})).await;
+    let error = record.error.as_ref().expect("an error");
+    assert_eq!((error.code, error.message.contains(BRANCH)), (Code::PushRefused, true), "{error:?}");
+    assert_eq!((world.repo.tip(BRANCH), world.model.requests().len()), (Some(theirs), 0), "nothing was paid for it");
+    // Named, it is wanted.
+    succeeded(&world.run("default.t", json!({"branch": BRANCH})).await);
+    assert_eq!(world.repo.file(BRANCH, "theirs.txt").as_deref(), Some("theirs\n"));
+    // Once more, its own commit is there.
+    succeeded(&world.run("default.t", json!({})).await);
+    // The same id in another queue is another job.
+    let tip = world.repo.tip(BRANCH);
+    let record = world.run("other.t", json!({})).await;
+    assert_eq!(record.error.map(|error| error.code), Some(Code::PushRefused));
+    assert_eq!(world.repo.tip(BRANCH), tip);
+    succeeded(&world.run("other.t", json!({"branch": "feature/other"})).await);
+}
+
+#[tokio::test]
 async fn what_cannot_be_reached_or_is_not_there_says_so() {
     let world = World::of(mends()).await;
     let _worker = world.worker("w").await;

@@ -5,11 +5,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use agents::git::{Login, Order, Pushed};
-use agents::playbook::Ended;
 use agents::retry::{Retry, retried};
 use agents::secret::{Mask, Secret};
 use agents::workspace::{Remote, Slot, WorkspaceError};
-use agents::{Implementer, Line, Used, prompt};
+use agents::{Line, Used, prompt};
 use schemas::agent_job::{AgentJob, Implementer as Wish, PATCH, PushPolicy, SlotLease};
 use schemas::record::Artifact;
 use schemas::transcript::{AgentReport, Event, JobPhase, TestReport};
@@ -63,6 +62,8 @@ pub(super) struct Known {
     /// A push of ours is under way: what it pushes, and whether the branch was not there before.
     pub(super) pushing: Option<(String, bool)>,
     pub(super) artifacts: Vec<Artifact>,
+    /// What was used before this attempt, and whether the model's price is known; once an implementer is there.
+    pub(super) counted: Option<(Used, bool)>,
     /// Somebody implements, and the time was last counted then.
     pub(super) working: Option<Instant>,
     /// Of the pool outside, where there is one.
@@ -119,6 +120,9 @@ impl Attempt<'_> {
                 End::failed(self.masked(error))
             }
             Err(_) => {
+                // By its last whole turn: the implementer is gone.
+                let used = self.known().kept.progress.used;
+                self.count_used(used);
                 let error = TaskError::new(Code::Cancelled, "stopped");
                 self.ledger.failed(&error);
                 End::failed(error)
@@ -262,18 +266,33 @@ impl Attempt<'_> {
         self.ledger.begin(JobPhase::Branch);
         let opened = self.open_shell(slot)?;
         let opened: &JobShell = shell.insert(opened);
-        let used_before = self.known().kept.progress.used;
+        opened.prepare().await?;
         let mut skip = resumed.as_ref().is_some_and(|resumed| resumed.implemented);
         let mut who = implementer.build(self, resumed.map(|resumed| resumed.progress))?;
+        {
+            let mut known = self.known();
+            known.report.model = who.model();
+            known.counted = Some((known.kept.progress.used, implementer.is_priced()));
+        }
         let told = self.told(&plan);
         fail::point("agent_ready");
         let (mut moves, mut at) = (0, base);
         loop {
             let ended = self.implement(slot, opened, who.as_mut(), &plan, branch, &told, skip).await;
-            self.account(who.as_ref(), used_before, implementer.is_priced(), &ended);
+            self.count_used(who.used());
+            {
+                let mut known = self.known();
+                known.report.steps.clone_from(&ended.steps);
+                known.report.tests.clone_from(&ended.tests);
+            }
             self.keep_tests(ended.tests.as_ref()).await;
             if let Some(error) = ended.error {
                 return Err(error);
+            }
+            if self.job.playbook.is_some() && !ended.tested {
+                self.warn(
+                    "the change is not tested: no `test` step of the playbook ran after the implementer".to_owned(),
+                );
             }
             self.known().kept.implemented = true;
 
@@ -335,17 +354,14 @@ impl Attempt<'_> {
         prompt::prompt(self.job, &self.work.key.id, plan.test.as_deref(), before.as_deref())
     }
 
-    /// What the implementer has used, in this attempt and over all of them, and how its steps and tests ended.
-    fn account(&self, who: &dyn Implementer, before: Used, is_priced: bool, ended: &Ended) {
-        let used = who.used();
+    /// What the implementer has used over all attempts, and so in this one.
+    fn count_used(&self, used: Used) {
         let mut known = self.known();
-        known.report.model = who.model();
+        let Some((before, is_priced)) = known.counted else { return };
         known.report.turns = used.turns.saturating_sub(before.turns);
         known.report.input_tokens = used.input_tokens.saturating_sub(before.input_tokens);
         known.report.output_tokens = used.output_tokens.saturating_sub(before.output_tokens);
         known.report.cost_micros = is_priced.then_some(used.cost_micros.saturating_sub(before.cost_micros));
-        known.report.steps.clone_from(&ended.steps);
-        known.report.tests.clone_from(&ended.tests);
         known.kept.progress.used = used;
     }
 

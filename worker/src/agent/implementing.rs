@@ -161,7 +161,7 @@ impl Attempt<'_> {
         told: &str,
         skip: bool,
     ) -> Ended {
-        let keeper = WorkKeeper { attempt: self, slot, last: Mutex::new(None) };
+        let keeper = WorkKeeper { attempt: self, slot, last: Mutex::default(), left_out: Mutex::default() };
         let room = Room {
             tree: &slot.tree(),
             shell,

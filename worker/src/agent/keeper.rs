@@ -22,23 +22,36 @@ impl Attempt<'_> {
         if stands {
             let mut kept = self.known().kept.clone();
             kept.failed = failed;
-            if let Err(why) = self.keep_now(slot, kept, true).await {
-                self.warn(format!("the work of this attempt is not kept: {why}"));
+            match self.keep_now(slot, kept, true).await {
+                Ok(None) => {}
+                Ok(Some(left_out)) => self.warn(format!("left out of the work that is kept: {left_out}")),
+                Err(why) => self.warn(format!("the work of this attempt is not kept: {why}")),
             }
         }
     }
 
-    /// Keeps what is in the workspace. With `as_artifact` it is a patch for people, too.
-    pub(super) async fn keep_now(&self, slot: &Slot, kept: Kept, as_artifact: bool) -> Result<(), String> {
-        let change = match self.change(slot).await {
-            Ok(change) => change,
+    /// Keeps what is in the workspace. With `as_artifact` it is a patch for people, too. What may not leave is not kept
+    /// either, and told.
+    pub(super) async fn keep_now(
+        &self,
+        slot: &Slot,
+        mut kept: Kept,
+        as_artifact: bool,
+    ) -> Result<Option<String>, String> {
+        let (change, left_out) = match self.sift(slot).await {
+            Ok(sifted) => {
+                let left_out = sifted.left_out();
+                (sifted.change, left_out)
+            }
             Err(error) => {
-                // What may not leave is not kept either; what was kept before stays.
+                // What was kept before stays.
                 let put = keep::put_used(self.worker, &self.work.key, &self.work.start, &kept).await;
                 put.map_err(|error| error.to_string())?;
                 return Err(error.message);
             }
         };
+        // Not all of what was declared done is there for whoever goes on.
+        kept.implemented &= left_out.is_none();
         let patch = match change.is_empty() {
             true => Vec::new(),
             false => slot.patch(&change).await.map_err(|error| error.to_string())?,
@@ -47,7 +60,7 @@ impl Attempt<'_> {
             .await
             .map_err(|error| error.to_string())?;
         if change.is_empty() {
-            return Ok(());
+            return Ok(left_out);
         }
         if self.job.keep.remote {
             slot.keep(&change, &self.kept_name(), true).await.map_err(|error| error.to_string())?;
@@ -60,13 +73,15 @@ impl Attempt<'_> {
             known.report.change = Some(change.report);
             known.artifacts.push(artifact);
         }
-        Ok(())
+        Ok(left_out)
     }
 
     /// Nobody goes on from a job that succeeded. But its record is not written yet: whoever finds it unwritten must find
     /// what was pushed; that little goes with its retention.
     pub(super) async fn forget_but_the_push(&self) {
-        keep::forget(self.worker, &self.work.key, &self.work.earlier).await;
+        for starts in [&self.work.earlier, &self.work.resumes] {
+            keep::forget(self.worker, &self.work.key, starts).await;
+        }
         let kept = self.known().kept.clone();
         if kept.pushing.is_some()
             && let Err(error) = keep::put(self.worker, &self.work.key, &self.work.start, &kept, &[]).await
@@ -82,6 +97,8 @@ pub(super) struct WorkKeeper<'a> {
     pub(super) slot: &'a Slot,
     /// Turns at the last time.
     pub(super) last: Mutex<Option<u32>>,
+    /// What was told to be left out then.
+    pub(super) left_out: Mutex<Option<String>>,
 }
 
 impl Keeper for WorkKeeper<'_> {
@@ -101,7 +118,15 @@ impl Keeper for WorkKeeper<'_> {
             }
             let kept = attempt.known().kept.clone();
             match attempt.keep_now(self.slot, kept, false).await {
-                Ok(()) => attempt.line.tell(Event::Kept { turns: progress.used.turns }),
+                Ok(left_out) => {
+                    attempt.line.tell(Event::Kept { turns: progress.used.turns });
+                    let mut told = self.left_out.lock().unwrap_or_else(PoisonError::into_inner);
+                    if let Some(left_out) = left_out.as_ref().filter(|_| *told != left_out) {
+                        let text = format!("left out of the work in progress that is kept: {left_out}");
+                        attempt.line.tell(Event::Note { text });
+                    }
+                    *told = left_out;
+                }
                 Err(why) => attempt.line.tell(Event::Note { text: format!("work in progress is not kept: {why}") }),
             }
             fail::point("agent_kept");

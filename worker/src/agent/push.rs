@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use agents::git::{Change, Commit, Order, Pushed};
+use agents::git::{Change, Commit, Order, Pushed, Sifted};
 use agents::secret::find_known;
 use agents::workspace::{Slot, WorkspaceError};
 use schemas::agent_job::PATCH;
@@ -16,13 +16,18 @@ use super::run::put;
 use crate::fail;
 
 impl Attempt<'_> {
-    /// What differs from the base. What has a secret in it does not leave.
+    /// What differs from the base; refused, if something of it may not leave the worker.
     pub(super) async fn change(&self, slot: &Slot) -> Result<Change, Failed> {
+        self.sift(slot).await?.whole().map_err(|error| error.to_task_error())
+    }
+
+    /// What differs from the base, without what may not leave the worker: what has a secret in it, is too large, or odd.
+    pub(super) async fn sift(&self, slot: &Slot) -> Result<Sifted, Failed> {
         let scan = |bytes: &[u8]| {
             let own = self.mask.find(bytes).map(str::to_owned);
             own.or_else(|| find_known(bytes).map(str::to_owned))
         };
-        slot.change(&scan).await.map_err(|error| error.to_task_error())
+        slot.sift(&scan).await.map_err(|error| error.to_task_error())
     }
 
     /// Commits the change and keeps its patch.

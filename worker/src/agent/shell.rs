@@ -143,6 +143,14 @@ impl JobShell {
         }
     }
 
+    /// Whether commands can be run at all, as far as that can be known before the first: what the worker's policy says of
+    /// their container, and its image. Cancel safe.
+    pub async fn prepare(&self) -> Result<(), TaskError> {
+        // No command of the job is it: what it would be is not looked at.
+        let job = self.inner.job(&Command::line("true", GRACE), None);
+        self.inner.runtime.prepare(&job).await.map_err(|error| error.to_task_error())
+    }
+
     /// What all commands used so far: times in sum, memory at its peak.
     pub fn used(&self) -> Usage {
         self.inner.used.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -263,6 +271,25 @@ impl Inner {
         if self.closed.is_cancelled() {
             return Err(ShellError::NotStarted(TaskError::new(Code::Cancelled, "the job is being stopped")));
         }
+        let job = self.job(command, stdin);
+        let start = job.start.clone();
+        self.running().push(start.clone());
+        let guard = Stopping { inner: self.clone(), start: Some(start.clone()) };
+        match self.runtime.start(job).await {
+            Ok(started) => Ok((guard, start, started)),
+            Err(error) => {
+                guard.over();
+                self.running().retain(|other| *other != start);
+                Err(match error {
+                    StartError::Unsure { .. } => ShellError::Lost(error.to_task_error()),
+                    _ => ShellError::NotStarted(error.to_task_error()),
+                })
+            }
+        }
+    }
+
+    /// One command for the runtime, under a start of its own.
+    fn job(&self, command: &Command, stdin: Option<&Path>) -> Job {
         let mut argv = command.argv.clone();
         if let Some(stdin) = stdin {
             let reads = ["sh".to_owned(), "-c".to_owned(), r#"exec "$@" <"$0""#.to_owned()];
@@ -293,9 +320,8 @@ impl Inner {
             ("SHOAL_TASK_ATTEMPT", self.attempt.to_string()),
         ];
         env.extend(own.map(|(name, value)| (name.to_owned(), value)));
-        let start = new_start_id();
-        let job = Job {
-            start: start.clone(),
+        Job {
+            start: new_start_id(),
             key: self.key.clone(),
             attempt: self.attempt,
             workload,
@@ -307,19 +333,6 @@ impl Inner {
             limits: self.limits,
             alive_until: (self.alive_until)(),
             binds: self.binds.clone(),
-        };
-        self.running().push(start.clone());
-        let guard = Stopping { inner: self.clone(), start: Some(start.clone()) };
-        match self.runtime.start(job).await {
-            Ok(started) => Ok((guard, start, started)),
-            Err(error) => {
-                guard.over();
-                self.running().retain(|other| *other != start);
-                Err(match error {
-                    StartError::Unsure { .. } => ShellError::Lost(error.to_task_error()),
-                    _ => ShellError::NotStarted(error.to_task_error()),
-                })
-            }
         }
     }
 

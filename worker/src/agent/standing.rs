@@ -61,6 +61,7 @@ impl Attempt<'_> {
             self.found_pushed(pushing, &fetched, kept);
             return Ok(None);
         }
+        self.check_own(slot, &fetched, branch).await?;
         // Where our branch is there already, the job goes on from it.
         let base = fetched.branch.clone().unwrap_or_else(|| fetched.base.clone());
         // What is run is the base's word, not that of a branch that an earlier run has pushed.
@@ -80,6 +81,23 @@ impl Attempt<'_> {
             known.kept.progress = resumed.as_ref().map(|resumed| resumed.progress.clone()).unwrap_or_default();
         }
         Ok(Some(Standing { fetched, base, plan, resumed }))
+    }
+
+    /// A branch of the usual name that is there already may be anybody's: of another queue's job with this id, or a
+    /// person's. Whoever names it in the job wants it gone on from.
+    async fn check_own(&self, slot: &Slot, fetched: &Fetched, branch: &str) -> Result<(), Failed> {
+        let (Some(tip), None) = (&fetched.branch, &self.job.branch) else { return Ok(()) };
+        match slot.may_go_on(&fetched.base, tip, &self.mark()).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(TaskError::new(
+                Code::PushRefused,
+                format!(
+                    "the remote has a branch `{branch}` already, and no commit of it is this job's: name another `branch`, \
+                     or this one to go on from it"
+                ),
+            )),
+            Err(error) => Err(error.to_task_error()),
+        }
     }
 
     /// The remote has moved: the same work on top of where it is now.
@@ -114,9 +132,22 @@ impl Attempt<'_> {
         }
     }
 
-    /// What an earlier attempt kept. What cannot be read now may be read later: nothing is begun anew for that.
+    /// What an earlier attempt kept, or the run before this one. What cannot be read now may be read later: nothing is
+    /// begun anew for that.
     pub(super) async fn earlier(&self) -> Result<Option<Earlier>, Failed> {
-        let find = || keep::find(self.worker, &self.work.key, &self.work.earlier);
+        if let Some(earlier) = self.kept_by(&self.work.earlier).await? {
+            return Ok(Some(earlier));
+        }
+        let before = self.kept_by(&self.work.resumes).await?;
+        // Whoever has it run once more gives it the whole of its budget again.
+        Ok(before.map(|(start, mut kept, patch)| {
+            (kept.progress.used, kept.worked_ms) = Default::default();
+            (start, kept, patch)
+        }))
+    }
+
+    async fn kept_by(&self, starts: &[StartId]) -> Result<Option<Earlier>, Failed> {
+        let find = || keep::find(self.worker, &self.work.key, starts);
         let again = |_: &String| Again::Soon;
         retried(&self.retry(), "kept work", again, |event| self.ledger.tell(event), find).await.map_err(|why| {
             TaskError::new(Code::ArtifactFailed, format!("the work of an earlier attempt cannot be read: {why}"))

@@ -248,6 +248,7 @@ impl<'a> Runner<'a> {
             alive_until: self.lease.until(),
             submitted_at: self.delivery.stored_at,
             earlier: earlier(&fence.record.attempts),
+            resumes: resumed(self.delivery.header(header::RESUMES)),
             activity: activity.clone(),
             exited: exited.clone(),
         };
@@ -288,6 +289,11 @@ impl<'a> Runner<'a> {
 pub(super) fn next_number(attempts: &[Attempt]) -> NonZeroU32 {
     let spent = attempts.iter().filter_map(|attempt| attempt.number).max();
     spent.map_or(NonZeroU32::MIN, |spent| spent.saturating_add(1))
+}
+
+/// The starts that a task was told to go on from; what is none is left out.
+fn resumed(told: Option<&str>) -> Vec<StartId> {
+    told.into_iter().flat_map(|told| told.split(',')).filter_map(|start| StartId::new(start.trim()).ok()).collect()
 }
 
 /// The starts before the last attempt.

@@ -49,6 +49,8 @@ pub struct Work {
     pub submitted_at: Timestamp,
     /// The starts before this one, the newest last.
     pub earlier: Vec<StartId>,
+    /// The starts of an earlier run that this one goes on from, the newest last.
+    pub resumes: Vec<StartId>,
     /// When the workload must be gone unless kept alive.
     pub alive_until: Option<Instant>,
     /// Last sign of life on its output.

@@ -41,6 +41,13 @@ pub trait Runtime: Send + Sync + 'static {
     /// What a workload finds around it: the base of its environment, and where it sees the files that it is told of.
     fn surroundings(&self, folder: &Path, result_file: &Path) -> Surroundings;
 
+    /// Finds out what can be known before a start: what policy and limits forbid, whether the image can be had (it is
+    /// pulled). Starts nothing, keeps nothing of the job; what a start then meets may be new. Cancel safe.
+    fn prepare<'a>(&'a self, job: &'a Job) -> BoxFuture<'a, Result<(), StartError>> {
+        let _ = job;
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     /// Starts one workload and returns once it runs, or ran. A failed start leaves nothing behind.
     /// Cancel safe: a start whose future is dropped is taken back; a [`Self::stop`] of it returns when it is.
     fn start(&self, job: Job) -> BoxFuture<'_, Result<Started, StartError>>;

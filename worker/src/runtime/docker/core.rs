@@ -18,11 +18,11 @@ use tokio_util::task::TaskTracker;
 
 use super::attend::{Attendant, attach};
 use super::create::{Plan, Work, check_limits};
-use super::engine::{Engine, LEAVES_WITHIN, PATIENCE};
+use super::engine::{Engine, Facts, LEAVES_WITHIN, PATIENCE};
 use super::instances::Kept;
 use super::labels::{Owner, container_name, task_labels};
 use super::network::Holder;
-use super::pull::Images;
+use super::pull::{Image, Images};
 use super::refusal::{attach_refused, create_refused, is_unreachable, start_refused, status, words};
 use super::sweep::sweep;
 use super::{DockerConfig, NAME, files, output};
@@ -154,6 +154,26 @@ impl Core {
         drop(tell_end);
     }
 
+    /// What policy and limits say of it, and its image and network. Makes nothing of the job. Cancel safe.
+    pub(super) async fn prepare(&self, job: &Job) -> Result<Prepared, StartError> {
+        let container = contained(job)?;
+        self.settings.policy.check(&self.settings, container)?;
+        self.check_mounts(container)?;
+        if !self.shares_folders() && !job.binds.is_empty() {
+            return Err(no_folders());
+        }
+        let facts = self.engine.facts();
+        for warning in check_limits(&job.limits, &self.settings.limits, &facts)? {
+            job.notes.say(&warning).await;
+        }
+        let image = self.images.ensure(&container.image, self.pull_policy(container), &job.notes).await?;
+        let network = match container.network.as_deref().unwrap_or(&self.settings.network) {
+            "shared" => self.holder.ensure(&self.engine).await?,
+            network => network.to_owned(),
+        };
+        Ok(Prepared { image, network, facts })
+    }
+
     /// Everything up to the running container. `is_made` says that there may be one.
     async fn begin(
         &self,
@@ -162,35 +182,16 @@ impl Core {
         given_up: &CancellationToken,
         is_made: &mut bool,
     ) -> Result<(AttachContainerResults, Option<String>), StartError> {
-        let Workload::Container(container) = &job.workload else {
-            return Err(StartError::WrongKind { runtime: NAME, kind: job.workload.kind() });
-        };
-        let policy = &self.settings.policy;
-        policy.check(&self.settings, container)?;
-        self.check_mounts(container)?;
-        let facts = self.engine.facts();
-        for warning in check_limits(&job.limits, &self.settings.limits, &facts)? {
-            job.notes.say(&warning).await;
-        }
+        let container = contained(job)?;
         let gave_up = || StartError::Failed { what: "the start was given up".to_owned(), source: None };
-        let preparing = async {
-            let image = self.images.ensure(&container.image, self.pull_policy(container), &job.notes).await?;
-            let network = match container.network.as_deref().unwrap_or(&self.settings.network) {
-                "shared" => self.holder.ensure(&self.engine).await?,
-                network => network.to_owned(),
-            };
-            Ok::<_, StartError>((image, network))
-        };
-        let (image, network) = given_up.run_until_cancelled(preparing).await.ok_or_else(gave_up)??;
+        let preparing = self.prepare(job);
+        let Prepared { image, network, facts } = given_up.run_until_cancelled(preparing).await.ok_or_else(gave_up)??;
         // Where they lead now: a pull takes its time, and another task may write in one of these folders.
-        let mut mounts = policy.mounts(&self.settings, container)?;
+        let mut mounts = self.settings.policy.mounts(&self.settings, container)?;
         mounts.extend(job.binds.iter().cloned());
         let working_dir = container.working_dir.clone().or(image.working_dir);
         let working_dir = working_dir.unwrap_or_else(|| WORK_FOLDER.to_owned());
         let binds = self.shares_folders();
-        if !binds && !job.binds.is_empty() {
-            return Err(no_folders());
-        }
         let mut plan = Plan {
             container,
             env: job.env.iter().map(|(name, value)| format!("{name}={value}")).collect(),
@@ -368,6 +369,21 @@ impl Core {
                 tracing::warn!(id, error = words(&error), "not removed");
             }
         }
+    }
+}
+
+/// What a container is made of.
+pub(super) struct Prepared {
+    image: Image,
+    /// As the engine names it.
+    network: String,
+    facts: Arc<Facts>,
+}
+
+fn contained(job: &Job) -> Result<&Container, StartError> {
+    match &job.workload {
+        Workload::Container(container) => Ok(container),
+        other => Err(StartError::WrongKind { runtime: NAME, kind: other.kind() }),
     }
 }
 

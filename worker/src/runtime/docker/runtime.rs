@@ -278,6 +278,15 @@ impl Runtime for DockerRuntime {
         Surroundings { env: Default::default(), result_file: files::result_path() }
     }
 
+    fn prepare<'a>(&'a self, job: &'a Job) -> BoxFuture<'a, Result<(), StartError>> {
+        let closed = || StartError::Failed { what: "the docker runtime is closed".to_owned(), source: None };
+        async move {
+            let prepared = self.core.closed.run_until_cancelled(self.core.prepare(job)).await;
+            prepared.unwrap_or_else(|| Err(closed())).map(|_| ())
+        }
+        .boxed()
+    }
+
     fn start(&self, job: Job) -> BoxFuture<'_, Result<Started, StartError>> {
         self.core.clone().start(job).boxed()
     }

@@ -268,6 +268,11 @@ impl Runtime for ProcessRuntime {
         }
     }
 
+    fn prepare<'a>(&'a self, job: &'a Job) -> BoxFuture<'a, Result<(), StartError>> {
+        let held = self.cgroups.hold(&job.start, &job.limits);
+        std::future::ready(held.map(|_| ())).boxed()
+    }
+
     fn start(&self, job: Job) -> BoxFuture<'_, Result<Started, StartError>> {
         self.begin(job).boxed()
     }
