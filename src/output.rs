@@ -141,6 +141,12 @@ pub fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
+/// The same of several lines: those after the first begin with `indent`.
+pub fn printable_lines(text: &str, indent: &str) -> String {
+    let lines: Vec<_> = text.trim_end().lines().map(|line| printable(&line.replace('\t', "    "))).collect();
+    lines.join(&format!("\n{indent}"))
+}
+
 /// How long ago, in its largest unit.
 pub fn ago(then: schemas::Timestamp, now: schemas::Timestamp) -> String {
     let seconds = now.since(then).as_secs();

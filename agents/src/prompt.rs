@@ -59,10 +59,10 @@ mod tests {
         job.spec = Some("s".repeat(TITLE_BYTES));
         job.description = "d".repeat(DESCRIPTION_BYTES);
         job.acceptance = vec!["a".to_owned(); ACCEPTANCE_BYTES / 4];
-        job.dependencies = (0..DEPENDENCIES).map(|n| TaskId::new(&format!("{n:0128}")).unwrap()).collect();
+        job.dependencies = (0..DEPENDENCIES).map(|n| TaskId::new(format!("{n:0128}")).unwrap()).collect();
         let task = schemas::Task::new(schemas::Workload::Agent(Box::new(job.clone())));
         task.check().unwrap();
-        let (id, before) = (TaskId::new(&"i".repeat(128)).unwrap(), "b".repeat(SUMMARY_BYTES));
+        let (id, before) = (TaskId::new("i".repeat(128)).unwrap(), "b".repeat(SUMMARY_BYTES));
         let text = prompt(&job, &id, Some(&"c".repeat(1 << 20)), Some(&before));
         // A model that goes on is told its own summary, too.
         assert!(text.len() + SUMMARY_BYTES + 500 < TOLD_BYTES, "{} bytes", text.len());

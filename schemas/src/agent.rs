@@ -157,10 +157,24 @@ impl AgentRecord {
         }
     }
 
+    /// Whether it has a skill: the name of one of its queues, or a word of its label [`SKILLS`].
+    pub fn is_skilled(&self, skill: &str) -> bool {
+        is_skilled(skill, self.queues.iter(), self.labels.get(SKILLS))
+    }
+
     /// Whether its runtime of this name works.
     pub fn runs_in(&self, runtime: &str) -> bool {
         self.runtimes.get(runtime).is_some_and(|runtime| runtime.reason.is_none())
     }
+}
+
+/// The label of a worker that lists its skills, separated by commas or spaces.
+pub const SKILLS: &str = "skills";
+
+/// Whether a worker of these queues and this label has a skill.
+pub fn is_skilled<'a>(skill: &str, mut queues: impl Iterator<Item = &'a QueueName>, label: Option<&String>) -> bool {
+    let words = label.map(String::as_str).unwrap_or_default();
+    queues.any(|queue| queue.as_str() == skill) || words.split([',', ' ']).any(|word| word == skill)
 }
 
 /// What is free on a machine.

@@ -226,6 +226,16 @@ pub enum JobRuntime {
     Docker(JobContainer),
 }
 
+impl JobRuntime {
+    /// The worker's name for it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Process => "process",
+            Self::Docker(_) => "docker",
+        }
+    }
+}
+
 /// The container of a job's commands.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct JobContainer {

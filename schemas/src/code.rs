@@ -81,7 +81,7 @@ codes! {
     NoWorker = "no_worker", retryable: true;
     /// The worker cannot make the folders that a workload needs; the task waits.
     NoWorkFolder = "no_work_folder", retryable: true;
-    /// The worker's own settings forbid what the task asks for: image, mount, network, capability, privilege.
+    /// The worker's own settings forbid what the task asks for: image, mount, network, capability, privilege, repository.
     PolicyForbidden = "policy_forbidden", retryable: false;
     /// No registry has this image, or it wants a login; or the policy is `never` and the engine has none.
     ImageNotFound = "image_not_found", retryable: false;
@@ -133,11 +133,11 @@ codes! {
     FunctionFailed = "function_failed", retryable: true;
     /// Calls of this function failed too often for the platform's reasons; none is sent for a while.
     CircuitOpen = "circuit_open", retryable: true;
-    /// The context of an agent job is not usable: a playbook, a variable, a skill, a setting that is not there.
+    /// The context of an agent job is not usable: a playbook, a model, a price, a setting that is not there.
     ContextInvalid = "context_invalid", retryable: false;
     /// No workspace could be made: no disk, a mirror that is broken, no free slot.
     WorkspaceFailed = "workspace_failed", retryable: true;
-    /// The worker's settings do not allow this repository, or the remote has none of this name.
+    /// The remote has no repository of this name, or does not show it to the worker's credentials.
     RepositoryNotFound = "repository_not_found", retryable: false;
     /// The remote cannot be reached, or broke off.
     RepositoryUnreachable = "repository_unreachable", retryable: true;

@@ -7,6 +7,7 @@ use crate::agent::AgentStatus;
 use crate::ids::{AgentId, QueueName, TaskId};
 use crate::record::State;
 use crate::time::Timestamp;
+use crate::transcript::JobPhase;
 
 /// What was found about one task at one moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -53,6 +54,40 @@ pub struct Explanation {
     /// Who could run it, unless the task is over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workers: Option<WorkerFacts>,
+    /// How far it is, of an agent job that runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<AgentFacts>,
+}
+
+/// How far an agent job is in the attempt that runs, as far as it has told.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AgentFacts {
+    /// The phase that it is in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<JobPhase>,
+    /// When that began, if it can be told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
+    /// Turns of the model that have begun, over all attempts.
+    #[serde(default)]
+    pub turns: u32,
+    /// What it has asked and waits for, the oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub questions: Vec<AskedQuestion>,
+    /// When it last told anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_told: Option<Timestamp>,
+}
+
+/// A question that is open.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AskedQuestion {
+    /// What an answer names.
+    pub id: String,
+    /// The text.
+    pub text: String,
+    /// When it was asked.
+    pub at: Timestamp,
 }
 
 /// One reason.
@@ -130,6 +165,8 @@ pub enum ReasonCode {
     Finished,
     /// An attempt runs.
     Running,
+    /// An agent job runs and waits for an answer.
+    Asking,
     /// It runs, and somebody wants it stopped.
     Cancelling,
     /// Its record says that it runs, but the worker is gone or silent.

@@ -17,7 +17,7 @@ use serde_json::json;
 use super::transcript::show;
 use super::{Error, Server};
 use crate::exit::{self, Exit};
-use crate::output::{self, Format, printable};
+use crate::output::{self, Format, printable, printable_lines};
 
 /// `shoal agent …`.
 #[derive(Clone, Debug, Subcommand)]
@@ -378,7 +378,8 @@ async fn questions(args: Questions, on: &Server<'_>) -> Result<Exit, Error> {
         }
         Format::Table => {
             for question in open {
-                output::line(format_args!("{}  {}", question.id, printable(&question.text)));
+                let indent = " ".repeat(question.id.len() + 2);
+                output::line(format_args!("{}  {}", question.id, printable_lines(&question.text, &indent)));
             }
         }
     }

@@ -5,7 +5,7 @@ use schemas::explain::{Explanation, Standing};
 
 use super::{Error, Server};
 use crate::exit::{self, Exit};
-use crate::output::{self, Facts, Format, printable};
+use crate::output::{self, Facts, Format, printable_lines};
 
 /// Flags of `shoal explain`.
 #[derive(Clone, Debug, Args)]
@@ -41,7 +41,8 @@ fn sentences(explanation: &Explanation) -> String {
     let mut text = format!("{name} is {}: ", explanation.status);
     for (i, reason) in explanation.reasons.iter().enumerate() {
         let also = if i == 0 { "" } else { "also: " };
-        text.push_str(&format!("{also}{}\n  try: {}\n", printable(&reason.message), printable(&reason.next)));
+        let (message, next) = (printable_lines(&reason.message, "    "), printable_lines(&reason.next, "    "));
+        text.push_str(&format!("{also}{message}\n  try: {next}\n"));
     }
     text
 }

@@ -229,6 +229,7 @@ pub async fn run(args: Worker, global: &global::Global) -> Result<Exit, Error> {
 /// A worker that could not start, or not go on.
 pub fn failed(error: ::worker::WorkerError) -> Error {
     use ::worker::WorkerError;
+    use ::worker::agent::AgentsError;
     let hint = match &error {
         WorkerError::Identity(_) => "name a free one with --id, or another folder with --state-dir",
         WorkerError::Folders(_) => "remove them by hand, or name another folder with --state-dir",
@@ -242,7 +243,14 @@ pub fn failed(error: ::worker::WorkerError) -> Error {
             "leave `containerd` out of --runtimes, or take a build with the feature `containerd`"
         }
         WorkerError::Docker(_) => "leave `docker` out of --runtimes, or name the engine with --docker-host",
-        WorkerError::Agents(_) => "leave `agent` out of --runtimes, or install git 2.38 or newer",
+        WorkerError::Agents(AgentsError::Outside(_)) => {
+            "correct TASK_REGISTRY_URL, REPO_POOL_URL or ARTIFACT_STORE_URL, or leave it unset: it is a URL as https://host/path"
+        }
+        WorkerError::Agents(AgentsError::Folder { .. }) => "make it writable, or name another folder with --state-dir",
+        WorkerError::Agents(AgentsError::Secret(_)) => "give the worker a longer secret, or leave that one out",
+        WorkerError::Agents(AgentsError::Workspaces(_)) => {
+            "leave `agent` out of --runtimes, or see that git is 2.38 or newer and that --state-dir can be written to"
+        }
         WorkerError::Inbox(_) | WorkerError::Broken => "start it again, and look at the server's log",
     };
     let problem = match &error {

@@ -98,10 +98,9 @@ impl Need {
     }
 
     fn is_met(&self, agent: &AgentRecord) -> bool {
-        let skilled = |skill: &String| is_skilled(skill, agent.queues.iter(), agent.labels.get(SKILLS));
         agent.runs(self.kind)
             && self.runtime.is_none_or(|runtime| agent.runs_in(runtime))
-            && self.skill.as_ref().is_none_or(skilled)
+            && self.skill.as_ref().is_none_or(|skill| agent.is_skilled(skill))
     }
 }
 
@@ -116,15 +115,6 @@ impl std::fmt::Display for Need {
             None => Ok(()),
         }
     }
-}
-
-/// The label of a worker that lists its skills, separated by commas or spaces.
-pub const SKILLS: &str = "skills";
-
-/// Whether a worker of these queues and this label has a skill.
-pub fn is_skilled<'a>(skill: &str, mut queues: impl Iterator<Item = &'a QueueName>, label: Option<&String>) -> bool {
-    let words = label.map(String::as_str).unwrap_or_default();
-    queues.any(|queue| queue.as_str() == skill) || words.split([',', ' ']).any(|word| word == skill)
 }
 
 /// Who else could run a workload, the best case counted.

@@ -1,13 +1,16 @@
 //! Why a task waits, or what it does, read from its message, its record, its queue's consumer and the registry. No
 //! dispatcher is needed for it, and nothing is written.
 
+mod agent;
+mod need;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use jetstream::ConsumerState;
-use schemas::agent::{AgentKind, CONTAINER_RUNTIMES, RuntimeInfo};
+use schemas::agent::AgentKind;
 use schemas::agent_job::PATCH;
-use schemas::explain::{Explanation, Hindered, QueueFacts, Reason, ReasonCode, Standing, WorkerFacts};
+use schemas::explain::{AgentFacts, Explanation, Hindered, QueueFacts, Reason, ReasonCode, Standing, WorkerFacts};
 use schemas::stores::RECORDS_KEPT;
 use schemas::task::Policy;
 use schemas::{
@@ -15,6 +18,7 @@ use schemas::{
     TaskId, TaskKey, TaskRecord, Timestamp, Workload,
 };
 
+use self::need::{Lack, Need};
 use super::{AgentView, Client, ClientError, QueueView, TaskView};
 
 /// Most workers that are named.
@@ -49,7 +53,18 @@ impl Client {
                 Err(error) => tracing::debug!(task = %key, %error, "its place in the queue was not counted"),
             }
         }
-        let seen = Seen { view: &view, queue: &queue, consumer: consumer.as_ref(), agents: &agents, position, now };
+        let talk = match is_agent_job(&view) {
+            false => None,
+            true => match self.agent_facts(&view).await {
+                Ok(facts) => Some(facts).filter(|facts| *facts != AgentFacts::default()),
+                Err(error) => {
+                    tracing::debug!(task = %key, %error, "what it tells was not read");
+                    None
+                }
+            },
+        };
+        let seen =
+            Seen { view: &view, queue: &queue, consumer: consumer.as_ref(), agents: &agents, position, talk, now };
         let mut explanation = seen.explain();
         if let Some(function) = seen.function() {
             match self.explain_function(&function, &agents).await {
@@ -88,16 +103,27 @@ struct Seen<'a> {
     consumer: Option<&'a ConsumerState>,
     agents: &'a [AgentView],
     position: Option<u64>,
+    /// How far it is, if it is an agent job that runs.
+    talk: Option<AgentFacts>,
     now: Timestamp,
+}
+
+/// What its record or its message says that it is.
+fn task_of(view: &TaskView) -> Option<Task> {
+    let record = view.current().map(|current| &current.record);
+    let kept = record.and_then(|record| record.task.as_ref()).map(|task| task.get().as_bytes());
+    let bytes = kept.or(view.queued.as_ref().map(|queued| &queued.task[..])).unwrap_or_default();
+    Task::decode(bytes).ok()
+}
+
+fn is_agent_job(view: &TaskView) -> bool {
+    task_of(view).is_some_and(|task| matches!(task.workload, Workload::Agent(_)))
 }
 
 impl Seen<'_> {
     /// The function that it calls, if it is such a task.
     fn function(&self) -> Option<FunctionName> {
-        let record = self.view.current().map(|current| &current.record);
-        let kept = record.and_then(|record| record.task.as_ref()).map(|task| task.get().as_bytes());
-        let bytes = kept.or(self.view.queued.as_ref().map(|queued| &queued.task[..])).unwrap_or_default();
-        match Task::decode(bytes).ok()?.workload {
+        match task_of(self.view)?.workload {
             Workload::Invoke(invoke) => Some(invoke.function),
             _ => None,
         }
@@ -106,20 +132,20 @@ impl Seen<'_> {
     /// Weighs it, unless it is over. Pure.
     fn explain(&self) -> Explanation {
         let record = self.view.current().map(|current| &current.record);
-        let kept = record.and_then(|record| record.task.as_ref()).map(|task| task.get().as_bytes());
-        let bytes = kept.or(self.view.queued.as_ref().map(|queued| &queued.task[..])).unwrap_or_default();
-        let task = Task::decode(bytes).ok();
+        let task = task_of(self.view);
         let policy = task.as_ref().map(|task| task.policy(&self.queue.settings.defaults));
         let kind = task.as_ref().map(|task| task.workload.kind());
-        let workers = self.workers(kind);
+        let need = task.as_ref().map(Need::of);
+        let need = need.as_ref();
+        let workers = self.workers(need);
         let last = record.and_then(|record| record.attempts.last());
         let mut reasons = match record {
             None => self.queued(task.as_ref(), &workers),
             Some(record) if self.view.queued.is_none() => vec![message_lost(&record.key(), record.state)],
             Some(record) => match record.state {
-                State::Retrying => self.retrying(record, policy.as_ref(), kind, &workers),
+                State::Retrying => self.retrying(record, policy.as_ref(), need, &workers),
                 State::Running | State::Succeeded | State::Failed | State::Cancelled | State::Lost | State::Expired => {
-                    self.running(record, policy.as_ref(), kind, &workers)
+                    self.running(record, policy.as_ref(), need, &workers)
                 }
             },
         };
@@ -159,6 +185,7 @@ impl Seen<'_> {
                 paused_until: self.queue.paused_until,
             }),
             workers: Some(workers.facts),
+            agent: self.talk.clone(),
         }
     }
 
@@ -166,7 +193,7 @@ impl Seen<'_> {
     fn queued(&self, task: Option<&Task>, workers: &Workers) -> Vec<Reason> {
         let key = &self.view.key;
         let mut reasons = Vec::new();
-        let kind = task.map(|task| task.workload.kind());
+        let need = task.map(Need::of);
         match task {
             None => reasons.push(reason(
                 ReasonCode::InvalidTask,
@@ -175,7 +202,7 @@ impl Seen<'_> {
             )),
             Some(task) => reasons.extend(self.past(task.expires_at)),
         }
-        reasons.extend(self.want(kind, workers));
+        reasons.extend(self.want(need.as_ref(), workers));
         reasons.extend(self.paused());
         match self.consumer {
             Some(consumer) if self.position.is_none() => {
@@ -211,7 +238,7 @@ impl Seen<'_> {
         &self,
         record: &TaskRecord,
         policy: Option<&Policy>,
-        kind: Option<&'static str>,
+        need: Option<&Need>,
         workers: &Workers,
     ) -> Vec<Reason> {
         let key = &self.view.key;
@@ -221,7 +248,7 @@ impl Seen<'_> {
         let in_time = due.map(|at| format!("in {}", time(at.since(self.now))));
         let mut reasons = Vec::new();
         if let Some(waiting) = &record.waiting {
-            reasons.extend(self.want(kind, workers));
+            reasons.extend(self.want(need, workers));
             reasons.extend(self.paused());
             let again = in_time.unwrap_or_else(|| "at any moment".into());
             reasons.push(reason(
@@ -236,10 +263,10 @@ impl Seen<'_> {
             let message = format!("{attempt} is due at {at} ({in_time}){}", last_failure(record));
             reasons.push(reason(ReasonCode::RetryAt, message, next));
             // When it is due it comes before those that were never handed out, and has its place under the cap.
-            reasons.extend(self.want(kind, workers));
+            reasons.extend(self.want(need, workers));
             reasons.extend(self.paused());
         } else {
-            reasons.extend(self.want(kind, workers));
+            reasons.extend(self.want(need, workers));
             reasons.extend(self.paused());
             reasons.extend(self.busy(workers));
             let since = record.retry_at.map_or(String::new(), |at| format!(" since {at}"));
@@ -254,7 +281,7 @@ impl Seen<'_> {
         &self,
         record: &TaskRecord,
         policy: Option<&Policy>,
-        kind: Option<&'static str>,
+        need: Option<&Need>,
         workers: &Workers,
     ) -> Vec<Reason> {
         let key = &self.view.key;
@@ -278,7 +305,7 @@ impl Seen<'_> {
                 format!("{run}, but {trouble}; once its lease of {lease} is over it is handed out again"),
                 format!("look at that worker: shoal agents show {worker}; or wait: shoal wait {key}"),
             )];
-            reasons.extend(self.want(kind, workers));
+            reasons.extend(self.want(need, workers));
             reasons.extend(self.paused());
             reasons.extend(self.busy(workers));
             return reasons;
@@ -296,11 +323,14 @@ impl Seen<'_> {
         let left = limit
             .zip(begun(attempt))
             .map_or(String::new(), |(limit, at)| format!("; it is stopped at {} (timeout {limit})", at.plus(limit.0)));
-        vec![reason(
-            ReasonCode::Running,
-            format!("{run}{left}"),
-            format!("watch it: shoal logs -f {key}; or end it: shoal cancel {key}"),
-        )]
+        let Some(talk) = &self.talk else {
+            let next = format!("watch it: shoal logs -f {key}; or end it: shoal cancel {key}");
+            return vec![reason(ReasonCode::Running, format!("{run}{left}"), next)];
+        };
+        let mut reasons = agent::questions(key, talk, self.now);
+        let message = format!("{run}{}{left}", agent::doing(talk, self.now));
+        reasons.push(reason(ReasonCode::Running, message, agent::watch(key)));
+        reasons
     }
 
     /// What is wrong with the worker that a record names, as far as the registry tells.
@@ -387,10 +417,10 @@ impl Seen<'_> {
     }
 
     /// Why nobody can run it at all.
-    fn want(&self, kind: Option<&'static str>, workers: &Workers) -> Vec<Reason> {
+    fn want(&self, need: Option<&Need>, workers: &Workers) -> Vec<Reason> {
         let queue = &self.queue.name;
-        let of_kind = kind.map_or(String::new(), |kind| format!(" --runtimes {}", runtime_for(kind)));
-        let start = format!("start one: shoal worker --queues {queue}{of_kind}");
+        let flags = need.map_or(String::new(), Need::flags);
+        let start = format!("start one: shoal worker --queues {queue}{flags}");
         let WorkerFacts { of_queue, alive, able, .. } = workers.facts;
         if able > 0 {
             return Vec::new();
@@ -415,10 +445,10 @@ impl Seen<'_> {
             let message = format!("no worker of the queue `{queue}` is alive: {gone}");
             return vec![reason(ReasonCode::NoLiveWorker, message, start)];
         }
-        let kind = kind.unwrap_or("such");
+        let what = need.map_or("such workloads".to_owned(), Need::to_string);
         if let Some((worker, _)) = workers.down.first() {
             let message = format!(
-                "no worker of the queue `{queue}` runs `{kind}` workloads now, for the engine is down: {}",
+                "no worker of the queue `{queue}` runs {what} now, for the engine is down: {}",
                 sentence(&workers.down)
             );
             let next = format!("bring the engine back, the worker follows by itself: shoal agents show {worker}");
@@ -429,13 +459,12 @@ impl Seen<'_> {
             let next = format!("look at it: shoal agents show {worker}; or {start}");
             return vec![reason(ReasonCode::NoReadyWorker, message, next)];
         }
-        let message =
-            format!("no worker of the queue `{queue}` runs `{kind}` workloads: {}", sentence(&workers.incapable));
+        let message = format!("no worker of the queue `{queue}` runs {what}: {}", sentence(&workers.incapable));
         vec![reason(ReasonCode::NoCapableWorker, message, start)]
     }
 
     /// Who is there for this queue and this kind. A message that is no task is taken by any worker.
-    fn workers(&self, kind: Option<&str>) -> Workers {
+    fn workers(&self, need: Option<&Need>) -> Workers {
         let mut workers = Workers::default();
         let of_queue =
             |record: &AgentRecord| record.kind == AgentKind::Worker && record.queues.contains(&self.queue.name);
@@ -447,19 +476,13 @@ impl Seen<'_> {
             let hindrance = if agent.status == AgentStatus::Offline {
                 workers.gone.push(named(gone(agent)));
                 workers.gone.last()
-            } else if let Some(kind) = kind.filter(|kind| !record.runs(kind)) {
-                let down: Vec<String> = runtimes_of(record, kind)
-                    .filter_map(|(name, runtime)| Some(format!("`{name}` is down: {}", runtime.reason.as_ref()?)))
-                    .collect();
-                if down.is_empty() {
-                    let runs: Vec<&str> = record.runtimes.keys().map(String::as_str).collect();
-                    let runs = if runs.is_empty() { "nothing".to_owned() } else { runs.join(", ") };
-                    workers.incapable.push(named(format!("runs {runs}")));
-                    workers.incapable.last()
-                } else {
-                    workers.down.push(named(down.join(", ")));
-                    workers.down.last()
-                }
+            } else if let Some(lack) = need.and_then(|need| need.lacks(record)) {
+                let (sorted, words) = match lack {
+                    Lack::Down(words) => (&mut workers.down, words),
+                    Lack::Incapable(words) => (&mut workers.incapable, words),
+                };
+                sorted.push(named(words));
+                sorted.last()
             } else if agent.status == AgentStatus::Ready {
                 facts.able += 1;
                 facts.slots += record.slots;
@@ -508,25 +531,6 @@ fn gone(agent: &AgentView) -> String {
     match agent.record.status {
         AgentStatus::Offline => format!("is offline since {}", agent.record.last_heartbeat),
         _ => format!("has been silent for {}", time(agent.silent_for)),
-    }
-}
-
-/// The runtimes of a worker that would run this kind, working or not.
-fn runtimes_of<'a>(record: &'a AgentRecord, kind: &str) -> impl Iterator<Item = (&'a String, &'a RuntimeInfo)> {
-    let names: Vec<String> = match kind {
-        "container" => CONTAINER_RUNTIMES.map(str::to_owned).to_vec(),
-        "invoke" => vec!["call".to_owned()],
-        kind => vec![kind.to_owned()],
-    };
-    record.runtimes.iter().filter(move |(name, _)| names.contains(name))
-}
-
-/// What a worker must be told to run for this kind.
-fn runtime_for(kind: &str) -> &str {
-    match kind {
-        "container" => CONTAINER_RUNTIMES[0],
-        "invoke" => "call",
-        kind => kind,
     }
 }
 
@@ -609,6 +613,7 @@ fn unknown(queue: Option<&QueueName>, id: &TaskId, letter: Option<&DeadLetter>) 
         ended_at: None,
         waits_in: None,
         workers: None,
+        agent: None,
     }
 }
 
@@ -627,6 +632,11 @@ fn finished(view: &TaskView, now: Timestamp) -> Explanation {
     };
     let why = record.error.as_ref().map_or(String::new(), |error| format!(" with `{}`: {}", error.code, error.message));
     let next = match (record.state, &record.error) {
+        (State::Succeeded, _) if task.as_ref().is_some_and(|task| matches!(task.workload, Workload::Agent(_))) => {
+            format!(
+                "see its change: shoal agent diff {key}; what it did: shoal agent transcript {key}; shoal get {key}"
+            )
+        }
         (State::Succeeded, _) => format!("see what it left: shoal get {key}; shoal logs {key}"),
         (_, Some(error)) => {
             let has_change = record.artifacts.iter().any(|artifact| artifact.path == PATCH);
@@ -654,6 +664,7 @@ fn finished(view: &TaskView, now: Timestamp) -> Explanation {
         ended_at: record.ended_at,
         waits_in: None,
         workers: None,
+        agent: None,
     }
 }
 

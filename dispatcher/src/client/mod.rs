@@ -46,7 +46,7 @@ pub use logs::{LogChunk, LogCursor, LogOptions};
 pub use queues::QueueView;
 pub use record::Recorded;
 pub use submit::{Holder, Submission, SubmitError, SubmitOptions, Submitted};
-pub use talk::{OpenQuestion, Told};
+pub use talk::Told;
 
 use ::functions::Caller;
 use jetstream::{Connection, JetStream};

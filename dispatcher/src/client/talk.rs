@@ -7,7 +7,8 @@ use async_nats::{HeaderMap, Subscriber};
 use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt, TryStreamExt};
 use schemas::agent_job::is_name;
-use schemas::transcript::{Entry, Event, Message};
+use schemas::explain::AskedQuestion;
+use schemas::transcript::{Entry, Message};
 use schemas::{More, QueueName, StartId, TaskKey, Timestamp, header, strict};
 
 use super::record::Pauses;
@@ -28,17 +29,6 @@ pub struct Told {
     pub sequence: u64,
     /// What was told.
     pub entry: Entry,
-}
-
-/// A question that is open.
-#[derive(Clone, Debug, PartialEq)]
-pub struct OpenQuestion {
-    /// What an answer names.
-    pub id: String,
-    /// The text.
-    pub text: String,
-    /// When it was asked.
-    pub at: Timestamp,
 }
 
 impl Client {
@@ -80,23 +70,10 @@ impl Client {
         Ok(self.js.publish(subject, headers, body.into()).await.map_err(::functions::CallError::Publish)?.sequence)
     }
 
-    /// What the job has asked and nobody answered, the oldest first. Of a job that has ended nothing is open.
-    pub async fn questions(&self, key: &TaskKey) -> Result<Vec<OpenQuestion>, ClientError> {
+    /// What the job has asked and nobody answered, the oldest first. Of a job that does not run nothing is open.
+    pub async fn questions(&self, key: &TaskKey) -> Result<Vec<AskedQuestion>, ClientError> {
         let view = self.get(key).await?;
-        let running = view.current().and_then(|recorded| recorded.record.attempts.last()?.start.clone());
-        let is_over = view.status().is_some_and(super::Status::is_terminal);
-        let mut open = Vec::new();
-        let mut told = self.told(key, 0, false);
-        while let Some(Told { entry, .. }) = told.try_next().await? {
-            match entry.event {
-                Event::Question { id, text } if running.as_ref() == Some(&entry.start) && !is_over => {
-                    open.push(OpenQuestion { id, text, at: entry.at });
-                }
-                Event::Answer { id, .. } => open.retain(|question| question.id != id),
-                _ => {}
-            }
-        }
-        Ok(open)
+        Ok(self.agent_facts(&view).await?.questions)
     }
 
     /// Keeps a playbook, given as YAML, under a name that jobs can use. What was there is replaced.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use async_nats::HeaderMap;
 use schemas::explain::{Explanation, ReasonCode, Standing};
 use schemas::record::{Cancel, Waiting};
+use schemas::transcript::JobPhase;
 use schemas::{AgentId, AgentStatus, Code, State, TaskError, Timestamp};
 use serde_json::{Value, json};
 use shoal_dispatcher::client::{Client, Submission};
@@ -265,4 +266,51 @@ async fn a_deadline_and_a_message_that_is_no_task_are_named_before_they_end_it()
     assert_eq!(codes(&explain(&client, "default.b").await)[0], ReasonCode::Expired);
     submit("c", "{".into()).await;
     assert_eq!(codes(&explain(&client, "default.c").await)[0], ReasonCode::InvalidTask);
+}
+
+#[tokio::test]
+async fn of_a_long_transcript_the_beginning_and_the_end_are_read_and_they_say_how_far_the_job_is() {
+    let (_server, client) = fleet().await;
+    let hand = Hand(&client);
+    hand.bind("default").await;
+    let job = json!({"workload": {"kind": "agent", "repository": "/r", "title": "a"}}).to_string();
+    let submission = Submission::checked(queue("default"), Some("a".parse().unwrap()), job.clone()).unwrap();
+    let sequence = client.submit(submission).await.unwrap().sequence;
+    let _delivery = hand.pull("default").await;
+    let mut record = hand.record(&key("default.a"), sequence, State::Running);
+    record.keep_task(job.as_bytes());
+    hand.write(&record, 0).await;
+    worker(&client, "w-1", AgentStatus::Ready, json!({"runtimes": {"agent": {}, "process": {}}})).await;
+    let (subject, start) = (client.names.talk_out_subject("a"), record.attempts[0].start.clone().unwrap());
+    let mut number = 0;
+    let mut tell = async |start: &str, event: Value| {
+        number += 1;
+        let (at, queue) = (Timestamp::now(), "default");
+        let entry = json!({"number": number, "at": at, "queue": queue, "start": start, "event": event});
+        client.js.publish(subject.clone(), HeaderMap::new(), entry.to_string().into()).await.unwrap();
+        at
+    };
+    // An earlier start's are another's.
+    tell("m4w8y1bcdefg", json!({"kind": "question", "id": "q0", "text": "An old one?"})).await;
+    assert_eq!(explain(&client, "default.a").await.agent, None);
+    let began = tell(start.as_str(), json!({"kind": "phase_began", "phase": "implement"})).await;
+    tell(start.as_str(), json!({"kind": "turn", "number": 1, "model": "m"})).await;
+    let facts = explain(&client, "default.a").await.agent.unwrap();
+    assert_eq!((facts.phase, facts.since, facts.turns), (Some(JobPhase::Implement), Some(began), 1));
+
+    for turn in 2..=500 {
+        tell(start.as_str(), json!({"kind": "turn", "number": turn, "model": "m"})).await;
+        tell(start.as_str(), json!({"kind": "text", "text": "on and on"})).await;
+    }
+    tell(start.as_str(), json!({"kind": "question", "id": "q1", "text": "Which?"})).await;
+    let explained = explain(&client, "default.a").await;
+    assert_eq!(codes(&explained), [ReasonCode::Asking, ReasonCode::Running]);
+    let facts = explained.agent.unwrap();
+    assert_eq!((facts.phase, facts.turns), (Some(JobPhase::Implement), 500));
+    assert_eq!(facts.since, None, "what was left out may have begun it anew");
+    assert_eq!(facts.questions.iter().map(|question| question.id.as_str()).collect::<Vec<_>>(), ["q1"]);
+
+    let began = tell(start.as_str(), json!({"kind": "phase_began", "phase": "test"})).await;
+    let facts = explain(&client, "default.a").await.agent.unwrap();
+    assert_eq!((facts.phase, facts.since, facts.questions), (Some(JobPhase::Test), Some(began), vec![]));
 }

@@ -3,6 +3,7 @@
 mod cancel;
 mod containers;
 mod examples;
+mod explained;
 #[path = "../../../agents/tests/support/host.rs"]
 mod host;
 mod hostile;

@@ -320,4 +320,5 @@ async fn a_service_with_a_password_in_its_url_is_refused_and_not_repeated() {
     let output = worker.wait().await;
     assert_ne!(output.code, 0);
     assert!(output.stderr.contains("task registry") && !output.stderr.contains("hunter2"), "{output:?}");
+    assert!(output.stderr.contains("try: correct TASK_REGISTRY_URL") && !output.stderr.contains("git"), "{output:?}");
 }

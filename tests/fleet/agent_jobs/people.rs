@@ -101,6 +101,24 @@ async fn plain_text_on_its_subject_answers_the_open_question() {
 }
 
 #[tokio::test]
+async fn an_answer_to_no_open_question_is_told_and_answers_nothing() {
+    let world = World::of(asks("a plus")).await;
+    let _worker = world.worker("w").await;
+    world.fleet.publish("default.t", &world.job(json!({}))).await;
+    question(&world).await;
+    let wrong = json!({"text": "a minus", "answers": "nope"}).to_string();
+    world.fleet.send(Publish::new("shoal.agents.t.in", wrong)).await.expect("it is stored");
+    let note = tells(&world, "a note", |event| match event {
+        Event::Note { text } if text.contains("nope") => Some(text),
+        _ => None,
+    });
+    assert_eq!(note.await, "someone answered the question `nope`, which is not open: a minus");
+    world.fleet.shoal(&["agent", "answer", "t", "a plus"]).await.ok();
+    succeeded(&world.fleet.ended("default.t").await);
+    world.model_is_content();
+}
+
+#[tokio::test]
 async fn where_nobody_answers_the_job_goes_on() {
     let world = World::of(asks("nobody answered within 1s")).await;
     let _worker = world.builder("w").env("SHOAL_QUESTION_TIMEOUT", "1s").start().await;
@@ -322,4 +340,51 @@ async fn every_refusal_names_the_next_thing_to_try() {
     assert!(wrong.stderr.contains("COMMAND"), "{wrong:?}");
     let refused = world.fleet.shoal(&["agent", "run", "--repository", "/etc", "--title", "a"]).await.exit(125);
     assert!(refused.stderr.contains("allowed-repositories"), "{refused:?}");
+}
+
+#[tokio::test]
+async fn what_can_be_known_at_submit_is_refused_then_with_its_field() {
+    let world = World::of(json!([])).await;
+    let url = world.repo.url();
+    let (text, long) = (world.fleet.folder().join("text"), "a".repeat(900_000));
+    std::fs::write(&text, &long).expect("a file");
+    let text = text.display().to_string();
+    let run = ["agent", "run", "--title", "a", "--repository"];
+    for (args, words) in [
+        (
+            vec![url.as_str(), "--description-file", &text],
+            "field `workload.description`: it has 900000 bytes, and at most 32768 are allowed",
+        ),
+        (vec![url.as_str(), "--turns", "0"], "field `workload.budget.turns`"),
+        (
+            vec![url.as_str(), "--cost", "0"],
+            "field `workload.budget.cost`: `0` is not allowed; allowed is more than zero",
+        ),
+        (vec![url.as_str(), "--image", "a b"], "field `workload.runtime.image`"),
+        (
+            vec![url.as_str(), "--", "agent", "{foo}"],
+            "field `workload.implementer.command`: word 1: `{foo}` stands for",
+        ),
+        (vec!["https://host/x?token=hunter2"], "field `workload.repository`: a query"),
+        (vec!["git@-oProxyCommand=x:foo"], "field `workload.repository`: a host"),
+        (vec!["https://host:99999/x"], "field `workload.repository`: `99999` is no port"),
+    ] {
+        let args: Vec<&str> = run.into_iter().chain(args).collect();
+        let refused = world.fleet.shoal(&args).await.exit(2);
+        assert!(refused.stderr.contains(words), "{args:?}: no `{words}` in {}", refused.stderr);
+        assert!(!refused.stderr.contains("hunter2"), "{refused:?}");
+    }
+
+    // A raw message with the same ends at the first worker that sees it.
+    let _worker = world.worker("w").await;
+    for (id, more, words) in [
+        ("default.t1", json!({"description": &long[..200_000]}), "workload.description"),
+        ("default.t2", json!({"budget": {"turns": -1}}), "workload.budget.turns"),
+    ] {
+        world.fleet.publish(id, &world.job(more)).await;
+        let letter = world.fleet.dead_letter(id).await;
+        let header = |name: &str| letter.headers.get(name).map(|value| value.as_str().to_owned()).unwrap_or_default();
+        assert_eq!(header("Shoal-Reason"), "invalid_task");
+        assert!(header("Shoal-Message").contains(words), "{}", header("Shoal-Message"));
+    }
 }

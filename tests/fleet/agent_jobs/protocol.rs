@@ -399,6 +399,9 @@ async fn bad_requests_are_refused_with_a_code() {
     let most = (fleet.nats.server_info().max_payload >> 11) * 1024;
     let (code, words) = agent.prompt(fleet, "\u{1}".repeat(most)).await.error().await;
     assert_eq!(code, 400, "{words}");
+    let (code, words) = agent.prompt(fleet, "a".repeat(40_000)).await.error().await;
+    assert_eq!(code, 400, "{words}");
+    assert!(words.contains("workload.description") && words.contains("40000 bytes"), "{words}");
     let tasks = fleet.messages(&fleet.names.tasks_stream(), "shoal.tasks.>").await;
     assert_eq!(tasks.len(), 1, "nothing else became a task");
 }

@@ -400,11 +400,17 @@ impl Shared {
             None => None,
         };
         match asked {
-            Some(id) => {
-                if let Some(asker) = heard.asked.remove(&id) {
+            Some(id) => match heard.asked.remove(&id) {
+                Some(asker) => {
                     let _ = asker.send(message.text);
                 }
-            }
+                None => {
+                    drop(heard);
+                    let id: String = id.chars().take(64).collect();
+                    let text = format!("someone answered the question `{id}`, which is not open: {}", message.text);
+                    JobLine { shared: self.clone() }.tell(Event::Note { text });
+                }
+            },
             None => {
                 heard.words.push(message.text.clone());
                 drop(heard);

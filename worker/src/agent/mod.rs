@@ -31,13 +31,12 @@ use std::sync::Arc;
 use agents::git::Transport;
 use agents::secret::{Mask, Secret};
 use agents::workspace::Workspaces;
-use schemas::agent::RuntimeInfo;
+use schemas::agent::{RuntimeInfo, SKILLS, is_skilled};
 use schemas::agent_job::AgentJob;
 use schemas::{AgentId, Code, TaskError};
 
 use self::settings::runtime_name;
 use crate::config::Config;
-use crate::placement::{SKILLS, is_skilled};
 use crate::worker::Worker;
 
 /// What a worker has for agent jobs.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use agents::model::Prices;
 use agents::secret::{LEAST_BYTES, Secret};
 use globset::GlobBuilder;
-use schemas::agent_job::{AgentJob, Implementer, JobRuntime};
+use schemas::agent_job::{AgentJob, Implementer};
 use schemas::{Bytes, Code, TaskError};
 
 /// The endpoint where a worker is told of none.
@@ -188,10 +188,7 @@ impl AgentSettings {
 
 /// The name of the runtime that a job's commands run in.
 pub fn runtime_name(job: &AgentJob) -> &'static str {
-    match job.runtime {
-        JobRuntime::Process => "process",
-        JobRuntime::Docker(_) => "docker",
-    }
+    job.runtime.name()
 }
 
 #[cfg(test)]
