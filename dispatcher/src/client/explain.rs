@@ -733,7 +733,7 @@ fn remedy(code: Code, key: &TaskKey, has_change: bool) -> String {
         Code::ChangeRefused | Code::RebaseConflict | Code::PushRefused | Code::PushFailed => {
             format!("see what it did: shoal agent transcript {key}; {again}")
         }
-        Code::BudgetExceeded => format!("give it a larger `budget`; it goes on from where it stood, {again}"),
+        Code::BudgetExceeded => format!("it goes on from where it stood, with its whole budget again: shoal retry {key}"),
         Code::WorkspaceFailed | Code::ArtifactFailed => format!("look at disk and stores of its worker, {again}"),
         Code::WorkerLost | Code::MessageLost => format!("see how far it came: shoal logs {key}; {again}"),
         Code::NoWorkFolder
