@@ -1,10 +1,11 @@
 //! Secrets: values that are wiped when they are dropped, and the mask over everything that leaves the worker.
 
+mod found;
 mod known;
 mod mask;
 mod written;
 
-pub use known::find_known;
+pub use found::{Found, find_all};
 pub use mask::{LEAST_BYTES, Mask, MaskStream, TooShort};
 
 use zeroize::{Zeroize, ZeroizeOnDrop};

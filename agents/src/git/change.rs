@@ -4,6 +4,7 @@
 //! read, into an index and objects of the slot's own. Commits that an agent made count by their content. Nothing else may
 //! work in the tree meanwhile: the job's commands have ended.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use schemas::transcript::ChangeReport;
 
 use super::repo::Repo;
 use super::{Commit, GitError};
+use crate::secret::Found;
 
 /// What a change may be at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,8 +35,8 @@ impl Default for Bounds {
     }
 }
 
-/// Names the secret that is in the bytes, if there is one.
-pub type Scan<'a> = &'a (dyn Fn(&[u8]) -> Option<String> + Send + Sync);
+/// Names the secrets that are in the bytes.
+pub type Scan<'a> = &'a (dyn Fn(&[u8]) -> BTreeSet<Found> + Send + Sync);
 
 /// What differs between a commit and a tree.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -10,6 +10,7 @@ use std::path::Path;
 use super::change::{Bounds, Change, Changed, How, Kind, Scan, copy_index, raw, shown};
 use super::repo::Repo;
 use super::{Commit, GitError};
+use crate::secret::Found;
 
 /// Most that is named of what is left out.
 const NAMED: usize = 10;
@@ -61,7 +62,7 @@ impl Refusals<'_> {
 
     /// Several, for one reason.
     fn add_all(&mut self, why: String, paths: &[Vec<u8>]) {
-        let told: Vec<_> = paths.iter().filter(|path| (self.scan)(path).is_none()).take(NAMED).collect();
+        let told: Vec<_> = paths.iter().filter(|path| (self.scan)(path).is_empty()).take(NAMED).collect();
         let names: Vec<_> = told.iter().map(|path| shown(path)).collect();
         let more = paths.len() - names.len();
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
@@ -70,8 +71,8 @@ impl Refusals<'_> {
 
     /// Refused, where the path itself tells a secret.
     fn hides(&mut self, path: &[u8]) -> bool {
-        let Some(name) = (self.scan)(path) else { return false };
-        self.all.push(format!("the name of a file has the secret {name} in it"));
+        let Some(found) = (self.scan)(path).pop_first() else { return false };
+        self.all.push(format!("the name of a file has the secret {} in it", found.name));
         true
     }
 }
@@ -291,8 +292,10 @@ impl Repo {
                 let (content, more) = batched(rest)
                     .ok_or_else(|| GitError::Corrupt(format!("{}: its content is missing", file.path.display())))?;
                 rest = more;
-                if let Some(name) = (refusals.scan)(content)
-                    && !self.had(change, &file.path, bounds, refusals.scan, &name).await?
+                let found = (refusals.scan)(content);
+                if !found.is_empty()
+                    && let Some(Found { name, .. }) =
+                        found.difference(&self.had(change, &file.path, bounds, refusals.scan).await?).next()
                 {
                     let path = file.path.as_os_str().as_bytes();
                     refusals.add(path, format!("the secret {name} is in it"));
@@ -303,20 +306,19 @@ impl Repo {
         Ok(refused)
     }
 
-    /// Whether the secret was in the file before: then this change does not bring it out.
+    /// The secrets that were in the file before: the change does not bring them out.
     async fn had(
         &self,
         change: &Change,
         path: &Path,
         bounds: &Bounds,
         scan: Scan<'_>,
-        name: &str,
-    ) -> Result<bool, GitError> {
+    ) -> Result<BTreeSet<Found>, GitError> {
         let object = [change.base.as_str().as_bytes(), b":", path.as_os_str().as_bytes()].concat();
         let args = [OsStr::new("cat-file"), OsStr::new("blob"), OsStr::from_bytes(&object)];
         let most = usize::try_from(bounds.all_bytes).unwrap_or(usize::MAX);
         let old = self.call().args(args).most(most).run().await?;
-        Ok(old.status.success() && scan(&old.stdout).as_deref() == Some(name))
+        Ok(if old.status.success() { scan(&old.stdout) } else { BTreeSet::new() })
     }
 }
 

@@ -29,22 +29,25 @@ static FORMS: LazyLock<Vec<(&str, Regex)>> = LazyLock::new(|| {
     ]
 });
 
-/// What kind of secret is in `bytes`, if one of a known form is.
-pub fn find_known(bytes: &[u8]) -> Option<&'static str> {
-    FORMS.iter().find_map(|(name, form)| {
-        let is_secret = |found: &[u8]| {
-            // `sk-` begins words, too, as in a style sheet; keys have digits and capital letters.
-            !found.starts_with(b"sk-")
-                || (found.iter().any(u8::is_ascii_digit) && found.iter().any(u8::is_ascii_uppercase))
-        };
-        let mut found = form.captures_iter(bytes).filter_map(|captures| captures.get(1));
-        found.any(|found| is_secret(found.as_bytes())).then_some(*name)
+/// The secrets of a known form in `bytes`: the kind of each, and itself.
+pub(super) fn known(bytes: &[u8]) -> impl Iterator<Item = (&'static str, &[u8])> {
+    // `sk-` begins words, too, as in a style sheet; keys have digits and capital letters.
+    let is_secret = |found: &[u8]| {
+        !found.starts_with(b"sk-") || (found.iter().any(u8::is_ascii_digit) && found.iter().any(u8::is_ascii_uppercase))
+    };
+    FORMS.iter().flat_map(move |(name, form)| {
+        let found = form.captures_iter(bytes).filter_map(|captures| captures.get(1));
+        found.map(|found| (*name, found.as_bytes())).filter(move |(_, found)| is_secret(found))
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn kinds(bytes: &[u8]) -> Vec<&'static str> {
+        known(bytes).map(|(kind, _)| kind).collect()
+    }
 
     #[test]
     fn tokens_of_known_makers_are_found() {
@@ -60,7 +63,7 @@ mod tests {
             (key, "private key"),
             (escaped, "private key"),
         ] {
-            assert_eq!(find_known(text.as_bytes()), Some(kind), "{text}");
+            assert_eq!(kinds(text.as_bytes()), [kind], "{text}");
         }
     }
 
@@ -74,7 +77,7 @@ mod tests {
             "ghp_short AKIA glpat- xox",
             "-----BEGIN PUBLIC KEY-----\nMIIBIjANBgkqhkiG9w0BAQEFAAOCAQ8AMIIBCgKCAQEA\n",
         ] {
-            assert_eq!(find_known(text.as_bytes()), None, "{text}");
+            assert_eq!(kinds(text.as_bytes()), Vec::<&str>::new(), "{text}");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The mask: finds secrets in texts and streams, in every usual way of writing them, and hides them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use aho_corasick::automaton::{Automaton, StateID};
@@ -106,15 +106,18 @@ impl Mask {
         }
     }
 
-    /// The name of a secret that is somewhere in `bytes`.
-    pub fn find(&self, bytes: &[u8]) -> Option<&str> {
-        let known = self.0.as_ref()?;
-        let mut state = known.start;
-        bytes.iter().find_map(|letter| {
+    /// The names of the secrets that are somewhere in `bytes`, each once.
+    pub fn find(&self, bytes: &[u8]) -> BTreeSet<&str> {
+        let Some(known) = self.0.as_ref() else { return BTreeSet::new() };
+        let (mut state, mut found) = (known.start, BTreeSet::new());
+        for letter in bytes {
             state = known.automaton.next_state(Anchored::No, state, *letter);
-            let form = known.automaton.is_match(state).then(|| known.automaton.match_pattern(state, 0))?;
-            Some(&*known.names[form.as_usize()])
-        })
+            if known.automaton.is_match(state) {
+                let forms = (0..known.automaton.match_len(state)).map(|n| known.automaton.match_pattern(state, n));
+                found.extend(forms.map(|form| &*known.names[form.as_usize()]));
+            }
+        }
+        found
     }
 }
 

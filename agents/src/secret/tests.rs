@@ -45,7 +45,7 @@ fn a_secret_is_hidden_in_every_usual_writing() {
         (r#"pä\$\$\ \'w\"/o\\rd+%"#.into(), "***"),
     ] {
         assert_eq!(mask.text(&text), masked, "{text}");
-        assert_eq!(mask.find(text.as_bytes()), Some("S0"));
+        assert!(mask.find(text.as_bytes()).contains("S0"));
     }
 }
 
@@ -114,10 +114,10 @@ fn nothing_prints_a_secret() {
     let mask = Mask::new([("PASSWORD", &secret)]).unwrap();
     assert_eq!(format!("{secret:?}"), "***");
     assert_eq!(format!("{mask:?}"), r#"Mask(["PASSWORD"])"#);
-    assert_eq!(mask.find(b"a hunter2hunter2"), Some("PASSWORD"));
-    assert_eq!(mask.find(b"a hunter2hunter"), None);
+    assert!(mask.find(b"a hunter2hunter2").contains("PASSWORD"));
+    assert!(mask.find(b"a hunter2hunter").is_empty());
     assert_eq!(Mask::default().text("anything"), "anything");
-    assert_eq!(Mask::default().find(b"anything"), None);
+    assert!(Mask::default().find(b"anything").is_empty());
 }
 
 proptest! {
@@ -148,7 +148,7 @@ proptest! {
             prop_assert!(!whole.contains(secret.trim()), "{:?} in {:?}", secret, whole);
             prop_assert!(!whole.contains(&STANDARD.encode(secret)));
         }
-        prop_assert_eq!(mask.find(whole.as_bytes()), None);
+        prop_assert!(mask.find(whole.as_bytes()).is_empty());
     }
 
     #[test]

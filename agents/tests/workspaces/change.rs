@@ -7,6 +7,7 @@ use std::path::Path;
 
 use schemas::Code;
 use shoal_agents::git::{Bounds, How, Kind};
+use shoal_agents::secret::{Mask, Secret, find_all};
 use shoal_agents::workspace::{Settings, Slot};
 
 use crate::support::{BRANCH, Origin, Worker, allowed, change, git, order, write};
@@ -186,12 +187,21 @@ async fn what_may_not_leave_is_refused_by_its_path() {
 #[tokio::test]
 async fn a_secret_in_a_change_is_refused_by_its_name_and_never_told() {
     let (origin, worker) = (Origin::new(), Worker::new().await);
-    origin.write("leaked-before", "key = hunter2\n");
+    let first = format!("ghp_{}", "Z9y8".repeat(9));
+    origin.write("leaked-before", format!("key = hunter2\n{first}\n"));
     origin.commit("leak");
     let (slot, _) = worker.begin(&origin.remote()).await;
-    let scan = |bytes: &[u8]| bytes.windows(7).any(|part| part == b"hunter2").then(|| "DB_PASSWORD".to_owned());
-    write(&slot.tree(), "leaked-before", "key = hunter2\nmore\n");
+    let other = format!("ghp_{}", "a1B2".repeat(9));
+    let mask = Mask::new([("DB_PASSWORD", &Secret::new("hunter2".to_owned()))]).unwrap();
+    let scan = |bytes: &[u8]| find_all(&mask, bytes);
+    write(&slot.tree(), "leaked-before", format!("key = hunter2\n{first}\nmore\n"));
     assert_eq!(slot.change(&scan).await.unwrap().report.files, 1, "it brings nothing out that was not out");
+    for (new, kind) in [(other.as_str(), "GitHub token"), ("AKIAIOSFODNN7EXAMPLE", "AWS access key")] {
+        write(&slot.tree(), "leaked-before", format!("key = hunter2\n{first}\n{new}\n"));
+        let error = slot.change(&scan).await.unwrap_err().to_string();
+        assert!(error.contains(&format!("leaked-before: the secret {kind} is in it")), "beside an old one: {error}");
+    }
+    write(&slot.tree(), "leaked-before", format!("key = hunter2\n{first}\n"));
     for (path, text, said) in [
         ("src/config", "password: hunter2", "src/config: the secret DB_PASSWORD is in it"),
         ("hunter2", "x", "the name of a file has the secret DB_PASSWORD in it"),

@@ -1,12 +1,15 @@
 //! What may not leave is left out and named, and the rest is not lost with it.
 
+use std::collections::BTreeSet;
+
 use shoal_agents::git::{Bounds, Sifted};
+use shoal_agents::secret::Found;
 use shoal_agents::workspace::{Kept, Settings, Slot};
 
 use crate::support::{Origin, Worker, allowed, executable, git, write};
 
-fn scan(bytes: &[u8]) -> Option<String> {
-    bytes.windows(7).any(|part| part == b"hunter2").then(|| "DB_PASSWORD".to_owned())
+fn scan(bytes: &[u8]) -> BTreeSet<Found> {
+    bytes.windows(7).find(|part| *part == b"hunter2").map(|_| Found::named("DB_PASSWORD")).into_iter().collect()
 }
 
 async fn sift(slot: &Slot) -> Sifted {

@@ -157,8 +157,8 @@ pub fn want() -> Want {
 }
 
 /// No secrets anywhere.
-pub fn clean(_: &[u8]) -> Option<String> {
-    None
+pub fn clean(_: &[u8]) -> std::collections::BTreeSet<shoal_agents::secret::Found> {
+    Default::default()
 }
 
 pub async fn change(slot: &Slot) -> Change {

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use agents::git::{Change, Commit, Order, Pushed, Sifted};
-use agents::secret::find_known;
+use agents::secret::find_all;
 use agents::workspace::{Slot, WorkspaceError};
 use schemas::agent_job::PATCH;
 use schemas::record::TaskRecord;
@@ -23,10 +23,7 @@ impl Attempt<'_> {
 
     /// What differs from the base, without what may not leave the worker: what has a secret in it, is too large, or odd.
     pub(super) async fn sift(&self, slot: &Slot) -> Result<Sifted, Failed> {
-        let scan = |bytes: &[u8]| {
-            let own = self.mask.find(bytes).map(str::to_owned);
-            own.or_else(|| find_known(bytes).map(str::to_owned))
-        };
+        let scan = |bytes: &[u8]| find_all(&self.mask, bytes);
         slot.sift(&scan).await.map_err(|error| error.to_task_error())
     }
 
