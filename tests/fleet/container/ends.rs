@@ -19,8 +19,9 @@ async fn every_way_to_end_has_its_own_reason() {
     // anybody could see the bound that it ran into.
     let bomb = "(i=0; while [ $i -lt 200 ]; do sleep 600 & i=$((i+1)); done); \
                 i=0; while [ $i -lt 1000000 ]; do i=$((i+1)); done; exit 2";
-    // Later than the engine's own start of watching for it, which may be after that of the program.
-    let hog = "sleep 2; head -c 400000000 /dev/zero | tail > /dev/null";
+    // Neither at the very start nor at the very end: an engine begins to watch for it late, and never tells of it where
+    // the container is gone too soon.
+    let hog = "sleep 2; head -c 400000000 /dev/zero | tail > /dev/null; code=$?; sleep 1; exit $code";
     // Task, code, exit code, signal, outcome.
     let table = [
         (shell_in("exit 3"), Code::ExitedNonZero, Some(3), None, Outcome::Exited),
