@@ -19,6 +19,7 @@ pub mod ids;
 pub mod loss;
 pub mod names;
 pub mod nats_agent;
+pub mod need;
 pub mod newer;
 pub mod order;
 pub mod playbook;

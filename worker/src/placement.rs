@@ -6,10 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use schemas::agent::CONTAINER_RUNTIMES;
-use schemas::agent_job::JobRuntime;
+use schemas::need::Need;
 use schemas::{AgentRecord, AgentStatus, Code, QueueName, TaskError, Workload};
 
-use crate::agent::settings::runtime_name;
 use crate::runtime::Runtime;
 use crate::worker::Worker;
 
@@ -30,10 +29,7 @@ pub fn runtime<'a>(worker: &'a Worker, workload: &Workload) -> Result<&'a Arc<dy
         Workload::Call(_) | Workload::Invoke(_) => &["call"],
         Workload::Process(_) => &["process"],
         Workload::Container(_) => &CONTAINER_RUNTIMES,
-        Workload::Agent(job) => std::slice::from_ref(match job.runtime {
-            JobRuntime::Process => &"process",
-            JobRuntime::Docker(_) => &"docker",
-        }),
+        Workload::Agent(job) => &[job.runtime.name()],
     };
     let mut down = None;
     for runtime in names.iter().filter_map(|name| worker.runtimes.get(name)) {
@@ -73,47 +69,6 @@ pub fn hindrance(worker: &Worker, workload: &Workload) -> Option<TaskError> {
             }
         },
         workload => runtime(worker, workload).err(),
-    }
-}
-
-/// What a workload needs of a worker, as far as the registry shows it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Need {
-    /// The word of its kind.
-    pub kind: &'static str,
-    /// The runtime of an agent job's commands.
-    runtime: Option<&'static str>,
-    /// What an agent job's worker must be skilled in.
-    skill: Option<String>,
-}
-
-impl Need {
-    /// Of this workload.
-    pub fn of(workload: &Workload) -> Self {
-        let (runtime, skill) = match workload {
-            Workload::Agent(job) => (Some(runtime_name(job)), job.skill.clone()),
-            Workload::Call(_) | Workload::Invoke(_) | Workload::Process(_) | Workload::Container(_) => (None, None),
-        };
-        Self { kind: workload.kind(), runtime, skill }
-    }
-
-    fn is_met(&self, agent: &AgentRecord) -> bool {
-        agent.runs(self.kind)
-            && self.runtime.is_none_or(|runtime| agent.runs_in(runtime))
-            && self.skill.as_ref().is_none_or(|skill| agent.is_skilled(skill))
-    }
-}
-
-impl std::fmt::Display for Need {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "`{}` workloads", self.kind)?;
-        if let Some(runtime) = self.runtime {
-            write!(f, " in the runtime `{runtime}`")?;
-        }
-        match &self.skill {
-            Some(skill) => write!(f, " with the skill `{skill}`"),
-            None => Ok(()),
-        }
     }
 }
 

@@ -11,6 +11,7 @@ use jetstream::ConsumerState;
 use schemas::agent::AgentKind;
 use schemas::agent_job::PATCH;
 use schemas::explain::{AgentFacts, Explanation, Hindered, QueueFacts, Reason, ReasonCode, Standing, WorkerFacts};
+use schemas::need::Need;
 use schemas::stores::RECORDS_KEPT;
 use schemas::task::Policy;
 use schemas::{
@@ -18,7 +19,7 @@ use schemas::{
     TaskId, TaskKey, TaskRecord, Timestamp, Workload,
 };
 
-use self::need::{Lack, Need};
+use self::need::Lack;
 use super::{AgentView, Client, ClientError, QueueView, TaskView};
 
 /// Most workers that are named.
@@ -135,7 +136,7 @@ impl Seen<'_> {
         let task = task_of(self.view);
         let policy = task.as_ref().map(|task| task.policy(&self.queue.settings.defaults));
         let kind = task.as_ref().map(|task| task.workload.kind());
-        let need = task.as_ref().map(Need::of);
+        let need = task.as_ref().map(|task| Need::of(&task.workload));
         let need = need.as_ref();
         let workers = self.workers(need);
         let last = record.and_then(|record| record.attempts.last());
@@ -193,7 +194,7 @@ impl Seen<'_> {
     fn queued(&self, task: Option<&Task>, workers: &Workers) -> Vec<Reason> {
         let key = &self.view.key;
         let mut reasons = Vec::new();
-        let need = task.map(Need::of);
+        let need = task.map(|task| Need::of(&task.workload));
         match task {
             None => reasons.push(reason(
                 ReasonCode::InvalidTask,
@@ -419,7 +420,7 @@ impl Seen<'_> {
     /// Why nobody can run it at all.
     fn want(&self, need: Option<&Need>, workers: &Workers) -> Vec<Reason> {
         let queue = &self.queue.name;
-        let flags = need.map_or(String::new(), Need::flags);
+        let flags = need.map_or(String::new(), need::flags);
         let start = format!("start one: shoal worker --queues {queue}{flags}");
         let WorkerFacts { of_queue, alive, able, .. } = workers.facts;
         if able > 0 {
@@ -476,7 +477,7 @@ impl Seen<'_> {
             let hindrance = if agent.status == AgentStatus::Offline {
                 workers.gone.push(named(gone(agent)));
                 workers.gone.last()
-            } else if let Some(lack) = need.and_then(|need| need.lacks(record)) {
+            } else if let Some(lack) = need.and_then(|need| need::lack(need, record)) {
                 let (sorted, words) = match lack {
                     Lack::Down(words) => (&mut workers.down, words),
                     Lack::Incapable(words) => (&mut workers.incapable, words),

@@ -35,7 +35,6 @@ use schemas::agent::{RuntimeInfo, SKILLS, is_skilled};
 use schemas::agent_job::AgentJob;
 use schemas::{AgentId, Code, TaskError};
 
-use self::settings::runtime_name;
 use crate::config::Config;
 use crate::worker::Worker;
 
@@ -112,7 +111,7 @@ impl Agents {
 
     /// What this worker lacks for a job, as far as another may have it.
     pub fn hindrance(&self, worker: &Worker, job: &AgentJob) -> Option<TaskError> {
-        let runtime = worker.runtimes.get(runtime_name(job));
+        let runtime = worker.runtimes.get(job.runtime.name());
         if runtime.is_some_and(|runtime| !runtime.shares_folders()) {
             let message = format!(
                 "the worker {} cannot show its workspaces to containers: its engine is elsewhere, or it is not root",

@@ -186,11 +186,6 @@ impl AgentSettings {
     }
 }
 
-/// The name of the runtime that a job's commands run in.
-pub fn runtime_name(job: &AgentJob) -> &'static str {
-    job.runtime.name()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,6 +9,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use jetstream::ApiError;
+use schemas::need::Need;
 use schemas::record::{Attempt, Phases, TaskRecord};
 use schemas::task::Policy;
 use schemas::{AgentId, Code, Order, Outcome, StartId, State, Task, TaskError, TaskKey, Timestamp, Workload, header};
@@ -36,7 +37,7 @@ pub async fn run(worker: Arc<Worker>, delivery: Delivery, slot: Slot, unsure: bo
     let queue = &worker.queues[delivery.queue];
     let goes_on = queue.settings().on_disconnect == schemas::queue::OnDisconnect::Continue;
     let lease = worker.leases.hold(&delivery, queue.ack_wait(), goes_on);
-    let mut runner = Runner { worker: &worker, delivery, lease, need: placement::Need::default(), unsure };
+    let mut runner = Runner { worker: &worker, delivery, lease, need: Need::default(), unsure };
     let verdict = runner.run().await;
     // What is left needs no room: the next task may come while the server hears of this one.
     drop(slot);
@@ -52,7 +53,7 @@ pub(super) struct Runner<'a> {
     pub(super) delivery: Delivery,
     pub(super) lease: Lease,
     /// What its workload needs, once it is read.
-    pub(super) need: placement::Need,
+    pub(super) need: Need,
     unsure: bool,
 }
 
@@ -112,7 +113,7 @@ impl<'a> Runner<'a> {
     /// Judges by the record where that is due, claims where a claim is due, and runs.
     async fn admitted(&mut self, key: TaskKey, task: Arc<Task>) -> Option<Verdict> {
         let once = self.delivery.header(header::ONCE).is_some_and(|value| value.eq_ignore_ascii_case("true"));
-        self.need = placement::Need::of(&task.workload);
+        self.need = Need::of(&task.workload);
         let hindrance = placement::hindrance(self.worker, &task.workload);
         // What an agent job does is seen outside, so nobody else may be at it.
         let is_seen = matches!(task.workload, Workload::Agent(_));

@@ -1,15 +1,8 @@
-//! What a task needs of a worker: its kind, and for agent jobs the runtime of their commands, and a skill.
+//! What a worker lacks of what a task needs, in words, and how one is started that has it.
 
+use schemas::AgentRecord;
 use schemas::agent::{CONTAINER_RUNTIMES, RuntimeInfo, SKILLS};
-use schemas::{AgentRecord, Task, Workload};
-
-/// What one task needs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Need {
-    kind: &'static str,
-    runtime: Option<&'static str>,
-    skill: Option<String>,
-}
+use schemas::need::Need;
 
 /// Why a worker does not have it.
 pub(super) enum Lack {
@@ -19,54 +12,28 @@ pub(super) enum Lack {
     Incapable(String),
 }
 
-impl Need {
-    /// Of this task.
-    pub(super) fn of(task: &Task) -> Self {
-        let kind = task.workload.kind();
-        match &task.workload {
-            Workload::Agent(job) => Self { kind, runtime: Some(job.runtime.name()), skill: job.skill.clone() },
-            Workload::Call(_) | Workload::Process(_) | Workload::Container(_) | Workload::Invoke(_) => {
-                Self { kind, runtime: None, skill: None }
-            }
-        }
+/// What this worker does not have of it.
+pub(super) fn lack(need: &Need, record: &AgentRecord) -> Option<Lack> {
+    if !record.runs(need.kind) {
+        return Some(without(record, &runtimes(need.kind)));
     }
-
-    /// What this worker does not have of it.
-    pub(super) fn lacks(&self, record: &AgentRecord) -> Option<Lack> {
-        if !record.runs(self.kind) {
-            return Some(without(record, &runtimes(self.kind)));
-        }
-        if let Some(runtime) = self.runtime.filter(|runtime| !record.runs_in(runtime)) {
-            return Some(without(record, &[runtime]));
-        }
-        let skill = self.skill.as_ref().filter(|skill| !record.is_skilled(skill))?;
-        Some(Lack::Incapable(format!("has no skill `{skill}`")))
+    if let Some(runtime) = need.runtime.filter(|runtime| !record.runs_in(runtime)) {
+        return Some(without(record, &[runtime]));
     }
-
-    /// What a worker is started with to have it.
-    pub(super) fn flags(&self) -> String {
-        let mut flags = format!(" --runtimes {}", runtimes(self.kind)[0]);
-        if let Some(runtime) = self.runtime {
-            flags.push_str(&format!(",{runtime}"));
-        }
-        if let Some(skill) = &self.skill {
-            flags.push_str(&format!(" --label {SKILLS}={skill}"));
-        }
-        flags
-    }
+    let skill = need.skill.as_ref().filter(|skill| !record.is_skilled(skill))?;
+    Some(Lack::Incapable(format!("has no skill `{skill}`")))
 }
 
-impl std::fmt::Display for Need {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "`{}` workloads", self.kind)?;
-        if let Some(runtime) = self.runtime {
-            write!(f, " in the runtime `{runtime}`")?;
-        }
-        match &self.skill {
-            Some(skill) => write!(f, " with the skill `{skill}`"),
-            None => Ok(()),
-        }
+/// What a worker is started with to have all of it.
+pub(super) fn flags(need: &Need) -> String {
+    let mut flags = format!(" --runtimes {}", runtimes(need.kind)[0]);
+    if let Some(runtime) = need.runtime {
+        flags.push_str(&format!(",{runtime}"));
     }
+    if let Some(skill) = &need.skill {
+        flags.push_str(&format!(" --label {SKILLS}={skill}"));
+    }
+    flags
 }
 
 /// A worker without one that works of these runtimes.
