@@ -251,6 +251,10 @@ impl Named {
         !self.messages.contains_key(key)
     }
 
+    fn revision(&self, key: &TaskKey) -> Option<u64> {
+        self.records.get(key).map(|recorded| recorded.revision)
+    }
+
     /// No record of the run that its message is.
     fn lacks_record(&self, key: &TaskKey) -> Option<u64> {
         let sequence = *self.messages.get(key)?;
@@ -263,7 +267,9 @@ impl Named {
 pub(super) async fn without_task(client: &Client, first: &Named, second: &Named) -> Result<Vec<Finding>, ClientError> {
     let both = first.tasks.iter().filter(|(key, worker)| second.tasks.get(*key) == Some(*worker));
     let suspect = |key: &TaskKey| {
-        (first.lacks_message(key) && second.lacks_message(key))
+        // A record that is written meanwhile is of a task that goes on, or has just ended; its id may be in use again.
+        let stands_still = first.revision(key) == second.revision(key);
+        (first.lacks_message(key) && second.lacks_message(key) && stands_still)
             || (first.lacks_record(key).is_some() && first.lacks_record(key) == second.lacks_record(key))
     };
     let suspects = both.filter(|(key, _)| suspect(key)).take(SUSPECTS);
@@ -273,7 +279,7 @@ pub(super) async fn without_task(client: &Client, first: &Named, second: &Named)
         let recorded = crate::client::record::read(&client.js, &client.names, key).await?.recorded;
         let state = recorded.as_ref().map(|recorded| recorded.record.state);
         match (message, state) {
-            (None, state) => findings.push(
+            (None, state) if recorded.as_ref().map(|now| now.revision) == second.revision(key) => findings.push(
                 Finding::new(Severity::Error, FindingCode::AttemptWithoutMessage, format!("task {key}"))
                     .says(format!(
                         "{worker} says that it runs it, but its message is gone from the stream; its record is {}",
@@ -295,7 +301,7 @@ pub(super) async fn without_task(client: &Client, first: &Named, second: &Named)
                         )),
                 );
             }
-            (Some(_), _) => {}
+            (None | Some(_), _) => {}
         }
     }
     Ok(findings)
